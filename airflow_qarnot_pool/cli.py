@@ -148,7 +148,8 @@ def executor_check(args: Namespace) -> None:
                 f"--pool names no pool of [qarnot_executor], got {args.pool!r}. Give one of "
                 f"{', '.join(sorted(options.pools))}."
             )
-        problems = check(_hook(options.conn_id, "[qarnot_executor] conn_id").client, options, pool, print)
+        hook = _hook(options.conn_id, "[qarnot_executor] conn_id")
+        problems = check(hook.client, hook.settings, options, pool, print)
     except QarnotError as error:
         raise SystemExit(str(error)) from None
     if problems:

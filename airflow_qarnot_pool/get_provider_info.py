@@ -234,10 +234,19 @@ def get_provider_info() -> dict[str, Any]:
                     ),
                     "image": _option(
                         "Image with Airflow, this provider and the packages of the tasks, as "
-                        "[registry/]repository[:tag]. `airflow qarnot executor image` prints a Dockerfile.",
+                        "[registry/]repository[:tag]. `airflow qarnot executor image` prints a Dockerfile. With "
+                        "requirements it needs only Python, and python:3.12-slim (of the same Python) is the default.",
                         "string",
                         None,
                         "registry.example/airflow:3.3.2",
+                    ),
+                    "requirements": _option(
+                        "Packages of the nodes besides Airflow, its providers and all that they need, one a line or as "
+                        "a JSON list. [] for none besides. Then the image needs only Python. Default: the image has "
+                        "Airflow.",
+                        "string",
+                        None,
+                        '["pandas==2.2.3"]',
                     ),
                     "pool_spec": _option(
                         "Further fields of the pool, as JSON: those of PoolSpec.",
@@ -245,9 +254,16 @@ def get_provider_info() -> dict[str, Any]:
                         None,
                         '{"resource_buckets": ["data"]}',
                     ),
+                    "max_cost_per_day": _option(
+                        "Euros that the pool may cost in a day, in UTC. Further tasks fail with the reason until the "
+                        "next day, and those on Qarnot end. Default: no limit.",
+                        "float",
+                        None,
+                        "20",
+                    ),
                     "pools": _option(
-                        "Further pools by name, as JSON. Each may set slots, slots_per_node, keep_warm, profile, image "
-                        "and pool_spec, and has the options of this section otherwise.",
+                        "Further pools by name, as JSON. Each may set slots, slots_per_node, keep_warm, profile, "
+                        "image, requirements, pool_spec and max_cost_per_day, and has those of this section otherwise.",
                         "string",
                         None,
                         '{"gpu": {"slots": 2, "profile": "docker-network"}}',

@@ -48,7 +48,7 @@ def spending_of(client: QarnotClient, limit: CostLimit, settled: dict[str, float
     recorded = recorded_costs(client, limit.namespace, limit.run)
     missed = [_find(client, uuid) for uuid in recorded.keys() - pools.keys() - settled.keys()]
     pools |= {pool.uuid: pool for pool in missed if pool is not None}
-    billed = _billed_costs(client, pools, recorded.keys() | pools.keys(), {limit.uuid: own}, settled)
+    billed = billed_costs(client, pools, recorded.keys() | pools.keys(), {limit.uuid: own}, settled)
     return _run_spending(limit, own, pools, recorded, billed)
 
 
@@ -90,7 +90,7 @@ def _find(client: QarnotClient, uuid: str) -> Pool | None:
         return None
 
 
-def _billed_costs(
+def billed_costs(
     client: QarnotClient,
     pools: Mapping[str, Pool],
     uuids: Iterable[str],

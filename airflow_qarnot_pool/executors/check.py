@@ -22,6 +22,7 @@ from airflow_qarnot_pool.executors.bundle_archives import (
     holds_logs,
     is_qarnot_bundle,
 )
+from airflow_qarnot_pool.executors.environment import archive_of, prepare, with_environment
 from airflow_qarnot_pool.executors.image import Installed, differences, installed
 from airflow_qarnot_pool.executors.node_check import MARK
 from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
@@ -30,8 +31,9 @@ from airflow_qarnot_pool.hooks.address import is_loopback
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Task
-    from airflow_qarnot_pool.api.specs import TaskSpec
+    from airflow_qarnot_pool.api.specs import ResourceBucket, TaskSpec
     from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
+    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 #: Setting of the nodes with the place of remote logs.
 LOG_FOLDER = "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER"
@@ -54,7 +56,7 @@ def problems_before(options: ExecutorOptions, pool: PoolOptions, qarnot_url: str
     if not pool.image and not is_loopback(qarnot_url):
         found.append(
             "No image is set, and the one of Qarnot has no Airflow. Build one with the Dockerfile of "
-            "`airflow qarnot executor image`, and name it in [qarnot_executor] image."
+            "`airflow qarnot executor image`, and name it in [qarnot_executor] image. Or set requirements there."
         )
     if is_loopback(options.api_url) and not is_loopback(qarnot_url):
         found.append(
@@ -79,25 +81,40 @@ def _log_problems(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def probe_task(options: ExecutorOptions, pool: PoolOptions, name: str, ti_id: str, token: str) -> TaskSpec:
-    """Return the Qarnot task of a check: like one of the executor, but without a pool."""
+def probe_task(
+    options: ExecutorOptions,
+    pool: PoolOptions,
+    name: str,
+    ti_id: str,
+    token: str,
+    environment_resource: ResourceBucket | None = None,
+) -> TaskSpec:
+    """Return the Qarnot task of a check: like one of the executor, but without a pool.
+
+    :param environment_resource: brings the environment of the pool, if it has one.
+    """
     from airflow_qarnot_pool.api.specs import TaskSpec
 
     like = pool.spec()
     environment = node_settings(options.node_environment, options.api_url)
+    command = shlex.join([options.python, "-m", node.__name__, "check"])
+    brought = [*like.resource_buckets, *bundle_resources(environment.get(BUNDLES))]
+    if environment_resource is not None:
+        brought.append(environment_resource)
+        command = with_environment(command, str(archive_of([environment_resource])))
     return TaskSpec(
         name="Check of Airflow's executor",
         shortname=name,
         profile=like.profile,
         image=like.image,
-        command=shlex.join([options.python, "-m", node.__name__, "check"]),
+        command=command,
         constants={
             **like.constants,
             **constants_of(json.dumps({"id": ti_id, "token": token}), environment),
         },
         hardware_constraints=like.hardware_constraints,
         scheduling_type=like.scheduling_type,
-        resource_buckets=[*like.resource_buckets, *bundle_resources(environment.get(BUNDLES))],
+        resource_buckets=brought,
         max_time_queue=timedelta(seconds=MAX_SECONDS),
         # For a check that is killed.
         completion_ttl=timedelta(minutes=10),
@@ -249,6 +266,7 @@ def _shown(url: str) -> str:
 
 def check(
     client: QarnotClient,
+    settings: ConnectionSettings,
     options: ExecutorOptions,
     pool: PoolOptions,
     say: Callable[[str], None],
@@ -256,6 +274,7 @@ def check(
 ) -> list[str]:
     """Check this deployment, and return a sentence for each problem.
 
+    :param settings: the connection, for the storage of an environment.
     :param say: gets a line about what happens.
     :param seconds: maximum seconds until the Qarnot task has ended.
     """
@@ -265,10 +284,15 @@ def check(
     problems = problems_before(options, pool, client.url)
     if "network" not in pool.profile:
         return problems  # the node would report nothing else
+    resource = None
+    if pool.requirements is not None:
+        say("Looking for the environment of the nodes. One that is missing is made and uploaded first")
+        resource = prepare(settings, pool.requirements)
     ti_id = str(uuid.uuid4())
     token = ExecuteTask.generate_token(ti_id, BaseExecutor(parallelism=1).jwt_generator)
     say(f"Running one task with profile {pool.profile}, for at most {seconds:.0f} s")
-    return problems + run(client, probe_task(options, pool, f"airflow-check-{ti_id}", ti_id, token), seconds)
+    task = probe_task(options, pool, f"airflow-check-{ti_id}", ti_id, token, resource)
+    return problems + run(client, task, seconds)
 
 
 __all__ = ["check"]

@@ -42,6 +42,11 @@ class Installed:
         return {"python": self.python, "packages": dict(self.packages), "local": list(self.local)}
 
 
+def canonical(name: str) -> str:
+    """Return the canonical form of the name of a distribution."""
+    return _NAME.sub("-", name).lower()
+
+
 def installed(*, freeze: bool = False) -> Installed:
     """Return the versions of this interpreter.
 
@@ -49,7 +54,7 @@ def installed(*, freeze: bool = False) -> Installed:
     """
     packages, local = {}, []
     for distribution in metadata.distributions():
-        name = _NAME.sub("-", str(distribution.metadata["Name"] or "")).lower()
+        name = canonical(str(distribution.metadata["Name"] or ""))
         is_provider = any(point.group == _GROUP for point in distribution.entry_points)
         if not name or name in packages:
             continue

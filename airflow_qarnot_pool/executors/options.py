@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,10 +14,12 @@ from airflow_qarnot_pool.api.fields import (
     duration,
     integer,
     mapping,
+    number,
     short_repr,
     text,
 )
 from airflow_qarnot_pool.api.limits import parse_json
+from airflow_qarnot_pool.executors.environment import IMAGE
 from airflow_qarnot_pool.executors.running import KEPT_FOR
 from airflow_qarnot_pool.executors.workload_task import TOKEN_OPTION, forwarded_settings
 from airflow_qarnot_pool.ownership.identity import DEFAULT_KEEP_WARM
@@ -29,6 +31,8 @@ SECTION = "qarnot_executor"
 DEFAULT_POOL = "airflow"
 #: Maximum characters of the name of a pool. Its name on Qarnot has a digest of its specification besides.
 MAX_POOL_NAME = 40
+#: Maximum of ``max_cost_per_day``, in euros.
+MAX_COST = 1e9
 #: Profile of the pool. Its nodes must reach Airflow's api-server, and ``docker-batch`` has no network.
 DEFAULT_PROFILE = "docker-network"
 
@@ -51,6 +55,8 @@ class PoolOptions:
     :param profile: profile of the nodes, one with a network.
     :param image: image of tasks that have no other.
     :param pool_spec: further fields of :class:`~airflow_qarnot_pool.api.specs.PoolSpec`.
+    :param requirements: packages of its nodes besides Airflow and its providers. None if the image has all.
+    :param max_cost_per_day: euros in a day, in UTC, from which on no task is submitted to it. None for no limit.
     """
 
     name: str = DEFAULT_POOL
@@ -60,6 +66,8 @@ class PoolOptions:
     profile: str = DEFAULT_PROFILE
     image: str | None = None
     pool_spec: Mapping[str, Any] = field(default_factory=dict)
+    requirements: Sequence[str] | None = None
+    max_cost_per_day: float | None = None
 
     def spec(self, slots: int = 1) -> PoolSpec:
         """Return the specification of the pool for tasks of *slots* slots. It scales to zero when it is idle.
@@ -157,6 +165,20 @@ def _object(value: Any) -> dict[str, Any]:
     return {str(key): entry for key, entry in value.items()}
 
 
+def _lines(value: Any) -> tuple[str, ...]:
+    """Convert a list, JSON of one, or lines of text to requirements."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value) if value.strip().startswith("[") else value.splitlines()
+        except ValueError:
+            raise Refusal(f"is not JSON, got {short_repr(value)}", "Write a list such as ['a==1'].") from None
+    if not isinstance(value, (list, tuple)) or not all(isinstance(line, str) for line in value):
+        raise Refusal(
+            f"is no list of texts, got {short_repr(value)}", 'Write a list such as ["pandas==2.2.3"].'
+        )
+    return tuple(line.strip() for line in value if line.strip())
+
+
 def _url(value: Any) -> str:
     url = str(text(minimum=1)(value)).strip()
     if not url.startswith(("http://", "https://")):
@@ -175,6 +197,8 @@ _POOL: Mapping[str, Callable[[Any], Any]] = {
     "profile": text(minimum=1),
     "image": _image,
     "pool_spec": _object,
+    "requirements": _lines,
+    "max_cost_per_day": number(0, MAX_COST, above=True),
 }
 
 
@@ -246,6 +270,8 @@ def task_config(config: Any, options: ExecutorOptions) -> TaskConfig:
 
 
 def _pool(name: str, values: Mapping[str, Any]) -> PoolOptions:
+    if values.get("requirements") is not None:
+        values = {"image": IMAGE, **values}
     pool = PoolOptions(name=name, **values)
     if pool.slots_per_node > pool.slots:
         raise QarnotInvalidSpecError(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
+from airflow_qarnot_pool.executors.environment import Preparations, archive_of
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
-from airflow_qarnot_pool.ownership.identity import OWNER_TAG, TaskInstanceIdentity
+from airflow_qarnot_pool.ownership.identity import OWNER_TAG, TaskInstanceIdentity, digest
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 log = logging.getLogger(__name__)
+
+
+def pool_tag(namespace: str, name: str) -> str:
+    """Return the tag of all pools of Qarnot that have the name *name* in the options of the executor."""
+    return f"airflow-executor-pool:{digest(namespace, name)}"
 
 
 class PoolKey(NamedTuple):
@@ -63,6 +69,8 @@ class ExecutorPools:
         self._options = options
         self._pause = pause
         self._uuids: dict[PoolKey, str] = {}
+        self._archives: dict[PoolKey, str | None] = {}
+        self._environments = Preparations()
 
     def uuid_of(self, client: QarnotClient, settings: ConnectionSettings, key: PoolKey) -> str:
         """Return the uuid of a pool, which is created if there is none.
@@ -73,6 +81,10 @@ class ExecutorPools:
         if key not in self._uuids:
             self._uuids[key] = self._claim(client, settings, key)
         return self._uuids[key]
+
+    def archive_of(self, key: PoolKey) -> str | None:
+        """Return the archive with the environment that a claimed pool brings, or None."""
+        return self._archives.get(key)
 
     def forget_if_closed(self, client: QarnotClient, key: PoolKey) -> bool:
         """Forget a pool that accepts no tasks any more, and return whether it does not."""
@@ -90,10 +102,15 @@ class ExecutorPools:
                 field="namespace",
                 remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
             )
-        spec = self._options.pools[key.name].spec(key.slots)
-        bundles = bundle_resources(self._options.node_environment.get(BUNDLES))
-        if bundles:
-            spec = replace(spec, resource_buckets=[*spec.resource_buckets, *bundles])
+        pool = self._options.pools[key.name]
+        spec = pool.spec(key.slots)
+        added = bundle_resources(self._options.node_environment.get(BUNDLES))
+        if pool.requirements is not None:
+            added.append(self._environments.get(settings, pool.requirements))
+        if added:
+            spec = replace(spec, resource_buckets=[*spec.resource_buckets, *added])
+        spec = replace(spec, tags=(*spec.tags, pool_tag(settings.namespace, key.name)))
+        self._archives[key] = archive_of(added)
         fingerprint = spec.fingerprint()
         identity = shared_identity(settings.namespace, key, fingerprint)
         request = ClaimRequest(

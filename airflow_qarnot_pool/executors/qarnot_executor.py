@@ -84,10 +84,14 @@ class QarnotExecutor(BaseExecutor):
 
         :raises QarnotInvalidSpecError: names the invalid option.
         """
+        from airflow_qarnot_pool.executors.environment import environment_of
         from airflow_qarnot_pool.executors.options import read_options
         from airflow_qarnot_pool.executors.remote import RemoteTasks
 
         self._options = read_options(self.conf)
+        for pool in self._options.pools.values():
+            if pool.requirements is not None:
+                environment_of(pool.requirements)
         # Airflow counts the tasks of all executors together. Those that wait for a slot here would take the places of
         # tasks that another executor could run.
         self.parallelism = min(self.parallelism, self._options.parallelism or self._options.slots)

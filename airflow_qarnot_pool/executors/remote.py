@@ -37,6 +37,8 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.executors import retries
 from airflow_qarnot_pool.executors.background import LoopThread
 from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
+from airflow_qarnot_pool.executors.daily_cost import DailyCosts
+from airflow_qarnot_pool.executors.environment import with_environment
 from airflow_qarnot_pool.executors.failures import explain
 from airflow_qarnot_pool.executors.lookups import (
     delete_finished,
@@ -106,6 +108,7 @@ class RemoteTasks:
         self._options = options
         self._pools = ExecutorPools(options, lambda seconds: time.sleep(min(seconds, MAX_POOL_PAUSE)))
         self._archives = BroughtArchives()
+        self._costs = DailyCosts()
         self._ends: deque[End] = deque()
         self._thread = LoopThread(self._run, "qarnot-executor")
         #: When the scheduler was last heard of, on the clock of ``time.monotonic``.
@@ -568,11 +571,16 @@ class RemoteTasks:
         remotes: Sequence[Tracked],
         placed: list[tuple[Tracked, TaskSpec]],
     ) -> None:
-        """Add the specifications on a pool to *placed*. If Qarnot refuses the pool, end the attempts.
+        """Add the specifications on a pool to *placed*. End them if Qarnot refuses it or it has cost its maximum.
 
-        :raises QarnotError: the pool is not there yet.
+        :raises QarnotError: the pool is not there yet, or its cost cannot be read.
         """
         assert self._settings is not None
+        check = partial(self._costs.refusal, client, self._settings.namespace, self._options.pools[key.name])
+        if (reason := await self._request(check)) is not None:
+            for remote in remotes:
+                self._finish(remote, Outcome.REFUSED, reason)
+            return
         try:
             uuid = await self._request(partial(self._pools.uuid_of, client, self._settings, key))
         except QarnotError as error:
@@ -583,10 +591,14 @@ class RemoteTasks:
             return
         archives = {archive for remote in remotes if (archive := remote.archive) is not None}
         await self._request(partial(self._archives.bring, client, uuid, archives))
-        placed += [(remote, self._stamped(remote, uuid)) for remote in remotes]
+        archive = self._pools.archive_of(key)
+        placed += [(remote, self._stamped(remote, uuid, archive)) for remote in remotes]
 
-    def _stamped(self, remote: Tracked, pool: str) -> TaskSpec:
-        """Return the specification with the tags and labels by which the other parts of the provider know it."""
+    def _stamped(self, remote: Tracked, pool: str, archive: str | None) -> TaskSpec:
+        """Return the specification with the tags and labels by which the other parts of the provider know it.
+
+        :param archive: the archive of the pool with Airflow; None if the image has it.
+        """
         assert remote.submission is not None
         assert self._settings is not None
         spec, key, namespace = remote.submission.spec, remote.attempt.key, self._settings.namespace
@@ -603,6 +615,7 @@ class RemoteTasks:
         return replace(
             spec,
             shortname=remote.attempt.name,
+            command=with_environment(spec.command, archive) if archive and spec.command else spec.command,
             pool=pool,
             profile=None,  # that of the pool
             tags=(namespace_tag(namespace), EXECUTOR_TAG + namespace, remote.attempt.tag, *spec.tags),

@@ -2,11 +2,12 @@
 
 Finished objects count against the account's quota until they are deleted. A record allows an object to be deleted
 before its Airflow task has read how it ended. The record is written first, and every later lookup reads it. There are
-four kinds of records:
+five kinds of records:
 
 * the *outcome* of Qarnot tasks, one or a few jobs for each owner (:class:`Outcomes`);
 * the *name* of a closed shared pool, for tasks that know only its uuid;
 * the pools that a DAG run with ``max_run_cost`` has opened, and their costs;
+* the cost of a pool at the start of a day, for a limit on the cost of the day;
 * the time of the last use of a pool, for the reaper.
 
 Jobs have no labels, so the content is JSON in the job's name. The server ends a record after its time limit.
@@ -50,11 +51,14 @@ log = logging.getLogger(__name__)
 OUTCOME_TAG = "airflow-outcome:"
 SHARED_TAG = "airflow-shared:"
 SPENT_TAG = "airflow-spent:"
+START_TAG = "airflow-start:"
 USED_TAG = "airflow-used:"
 #: How long an outcome is kept: longer than the object itself would have been kept.
 KEEP_OUTCOMES = timedelta(days=8)
 #: How long the costs of a DAG run are kept, because a run may be cleared long after it has finished.
 KEEP_COSTS = timedelta(days=60)
+#: How long the cost at the start of a day is kept.
+KEEP_START = timedelta(days=2)
 #: Maximum length of the ranges in one piece of a record, because each piece must fit into a job's name.
 _MAX_RANGES = 1500
 #: Maximum lag of the recorded time of a pool's last use, because a busy pool would be recorded at every deletion.
@@ -398,6 +402,27 @@ def recorded_costs(client: QarnotClient, namespace: str, run: RunKey) -> dict[st
 
 def _spent_tag(namespace: str, run: RunKey) -> str:
     return SPENT_TAG + digest(namespace, *run)
+
+
+# --- costs of a day
+
+
+def cost_at_start(client: QarnotClient, namespace: str, pool: str, day: str, euros: float) -> float:
+    """Return the cost of *pool* at the start of *day*, in euros.
+
+    The first process that asks on that day records *euros*, the cost so far. All others get what it has recorded.
+    """
+    name = digest(namespace, pool, day)
+    for _ in range(2):
+        for job in client.jobs.list(tags=[START_TAG + name]):
+            content = _content(job)
+            if isinstance(content, dict) and isinstance(content.get("euros"), (int, float)):
+                return float(content["euros"])
+        with suppress(QarnotNameTakenError):
+            content = {"euros": euros}
+            _create(client, namespace, START_TAG + name, content, lasts=KEEP_START, shortname=f"start-{name}")
+            break
+    return euros
 
 
 # --- use of a pool

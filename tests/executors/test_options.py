@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+from airflow_qarnot_pool.executors.environment import IMAGE
 from airflow_qarnot_pool.executors.options import (
     ExecutorOptions,
     PoolOptions,
@@ -45,11 +46,16 @@ def test_a_pool_has_the_options_of_the_section_unless_it_has_its_own() -> None:
             slots_per_node="4",
             image="airflow:3.3.2",
             keep_warm="120",
+            max_cost_per_day="20",
             pools='{"gpu": {"slots": 2, "slots_per_node": 1, "image": "gpu:1", "pool_spec": {"tags": ["gpu"]}}}',
         )
     )
     assert options.pools["airflow"] == PoolOptions(
-        slots=16, slots_per_node=4, image="airflow:3.3.2", keep_warm=timedelta(minutes=2)
+        slots=16,
+        slots_per_node=4,
+        image="airflow:3.3.2",
+        keep_warm=timedelta(minutes=2),
+        max_cost_per_day=20.0,
     )
     assert options.pools["gpu"] == PoolOptions(
         name="gpu",
@@ -58,9 +64,19 @@ def test_a_pool_has_the_options_of_the_section_unless_it_has_its_own() -> None:
         image="gpu:1",
         keep_warm=timedelta(minutes=2),
         pool_spec={"tags": ["gpu"]},
+        max_cost_per_day=20.0,
     )
     assert options.slots == 18
     assert options.pools["gpu"].spec().tags == ("gpu",)
+
+
+@pytest.mark.parametrize("text", ['["pandas==2.2.3", "my-lib"]', "pandas==2.2.3\n  my-lib\n\n"])
+def test_with_requirements_the_image_needs_only_python(text: str) -> None:
+    pool = read_options(conf(requirements=text)).pools["airflow"]
+    assert (pool.requirements, pool.image) == (("pandas==2.2.3", "my-lib"), IMAGE)
+    assert read_options(conf(requirements=text, image="mine:1")).pools["airflow"].image == "mine:1"
+    assert read_options(conf(requirements="[]")).pools["airflow"].requirements == ()
+    assert read_options(conf()).pools["airflow"].requirements is None
 
 
 def test_larger_tasks_have_a_pool_of_as_many_nodes_with_fewer_slots() -> None:
@@ -91,7 +107,17 @@ INVALID = {
         "slots_per_node of pool 'airflow'",
     ),
     "image": ({"image": "UPPER CASE"}, "image"),
+    "requirements": (
+        {"requirements": '["pandas", 1]'},
+        "requirements (or AIRFLOW__QARNOT_EXECUTOR__REQUIREMENTS)",
+    ),
+    "requirements of a pool": ({"pools": '{"gpu": {"requirements": 1}}'}, "is no list of texts, got 1"),
     "keep_warm": ({"keep_warm": "soon"}, "is not a duration"),
+    "max_cost_per_day": (
+        {"max_cost_per_day": "0"},
+        "max_cost_per_day (or AIRFLOW__QARNOT_EXECUTOR__MAX_COST",
+    ),
+    "max_cost_per_day of a pool": ({"pools": '{"gpu": {"max_cost_per_day": "much"}}'}, "is not a number"),
     "pools": ({"pools": "[]"}, "pools"),
     "not JSON": ({"pools": "{"}, "is not JSON"),
     "an unknown option of a pool": ({"pools": '{"gpu": {"slot": 1}}'}, "Did you mean 'slots'"),

@@ -8,7 +8,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,9 +20,11 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.errors import QarnotRefusedError
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
-from airflow_qarnot_pool.executors import remote, retries
+from airflow_qarnot_pool.costs.limits import LimitLevel
+from airflow_qarnot_pool.executors import daily_cost, remote, retries
 from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
-from airflow_qarnot_pool.executors.pool import PoolKey, delete_closed
+from airflow_qarnot_pool.executors.pool import PoolKey, delete_closed, pool_tag
+from airflow_qarnot_pool.executors.qarnot_executor import QarnotExecutor
 from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
 from airflow_qarnot_pool.executors.running import ROLE, Attempt, End, Outcome, name_of
 from airflow_qarnot_pool.local import LocalQarnot
@@ -83,10 +87,13 @@ def attempt(instance_id: str | None = None, external_id: str | None = None) -> A
 
 
 def submission(
-    command: str = "true", of: Attempt | None = None, may_wait: timedelta | None = None
+    command: str = "true",
+    of: Attempt | None = None,
+    may_wait: timedelta | None = None,
+    pool: str = "airflow",
 ) -> Submission:
     spec = TaskSpec(name="dag.task", command=["sh", "-c", command], max_time_queue=may_wait)
-    return Submission(attempt=of or attempt(), spec=spec, pool=PoolKey("airflow"))
+    return Submission(attempt=of or attempt(), spec=spec, pool=PoolKey(pool))
 
 
 def until(look: Callable[[], T]) -> T:
@@ -295,7 +302,7 @@ def test_tasks_of_another_scheduler_are_found_by_name_and_watched(
     assert len(posts(qarnot)) == 1
 
 
-def test_before_airflow_3_3_the_live_task_of_the_instance_is_found_by_its_tag(
+def test_without_a_committed_id_the_live_task_of_the_instance_is_found_by_its_tag(
     qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
 ) -> None:
     earlier = attempt()
@@ -310,6 +317,41 @@ def test_before_airflow_3_3_the_live_task_of_the_instance_is_found_by_its_tag(
     assert found == {"any": client.tasks.get(later.name).uuid, "none": None}
     tasks.abort([later.name])
     until(lambda: live(client, later) == ["Cancelled"])
+
+
+def test_without_a_committed_id_a_late_search_hides_the_task_of_the_instance(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    """The weaker guarantee of Airflow before 3.2.2. A name is found all the same."""
+    qarnot.lag_searches(1e6)
+    try:
+        tasks.submit([one := submission("sleep 600")])
+        until(lambda: live(client, one.attempt))
+        uuid_ = client.tasks.get(one.attempt.name).uuid
+        by_tag = replace(one.attempt, name="any", external_id="", by_tag=True)
+        assert tasks.find([by_tag], timeout=PATIENCE) == {"any": None}
+        assert tasks.find([one.attempt], timeout=PATIENCE) == {one.attempt.name: uuid_}
+    finally:
+        qarnot.lag_searches(0)
+    assert tasks.find([by_tag], timeout=PATIENCE) == {"any": uuid_}
+    tasks.abort([one.attempt.name])
+
+
+def test_without_a_committed_id_the_output_is_found_by_the_tag_of_the_instance(
+    qarnot: LocalQarnot, tasks: RemoteTasks
+) -> None:
+    before = attempt()
+    after = attempt(before.instance_id)
+    for each, text in ((before, "before the deferral"), (after, "after it")):
+        tasks.submit([submission(f"echo {text}", of=each)])
+        ends(tasks, 1)
+        qarnot.advance_clock(5)  # by which the newest is known
+    shown = SimpleNamespace(id=before.instance_id, external_executor_id=None, try_number=1)
+    sources, lines = QarnotExecutor().get_task_log(shown, 1)  # type: ignore[arg-type]
+    assert sources == [f"Output of Qarnot task {each.name}" for each in (after, before)]
+    assert lines == ["before the deferral", "after it"]
+    shown.id = "never submitted"
+    assert QarnotExecutor().get_task_log(shown, 1) == ([], [])  # type: ignore[arg-type]
 
 
 def test_the_next_attempt_is_submitted_after_the_end_of_the_one_that_is_aborted(
@@ -682,3 +724,122 @@ def test_without_an_explicit_namespace_nothing_is_submitted_or_swept(
     until(lambda: not tasks._is_sweep_due)
     assert tasks.take_unwatched() is None
     tasks.abort([one.attempt.name])
+
+
+def credits_read(qarnot: LocalQarnot) -> int:
+    return sum("credits" in one["path"] for one in qarnot.requests())
+
+
+def test_a_pool_that_has_cost_its_maximum_of_the_day_gets_no_task_until_the_next(
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    pools = {
+        "airflow": PoolOptions(slots=2, max_cost_per_day=0.05),
+        "other": PoolOptions(name="other", slots=2),
+    }
+    today = datetime.now(UTC)
+    monkeypatch.setattr(daily_cost, "_now", lambda: today)
+    tasks = RemoteTasks(ExecutorOptions(pools=pools))
+    gated = f"until [ -e {tmp_path}/gate ]; do sleep 0.05; done"
+    running, second = submission(gated), submission()
+    tasks.submit([running])
+    until(lambda: "FullyExecuting" in live(client, running.attempt))
+    qarnot.advance_clock(400)  # 0.04 euros
+    tasks.submit([second])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert credits_read(qarnot) == 0, (
+        "the figure of the first submission, when there was no pool, is a minute old"
+    )
+    monkeypatch.setattr(daily_cost, "READ_EVERY", 0.0)
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert "of its max_cost_per_day" in caplog.text
+    qarnot.advance_clock(200)
+    refused, elsewhere = submission(), submission(pool="other")
+    tasks.submit([refused, elsewhere])
+    found = {end.attempt: end for end in ends(tasks, 2)}
+    assert found[elsewhere.attempt].outcome is Outcome.SUCCESS
+    assert found[refused.attempt].outcome is Outcome.REFUSED
+    assert "reaches its max_cost_per_day of 0.0500 EUR" in found[refused.attempt].reason
+    assert live(client, refused.attempt) == []
+    assert "FullyExecuting" in live(client, running.attempt)
+
+    monkeypatch.setattr(daily_cost, "_now", lambda: today + timedelta(days=3))
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS], "the next day frees it"
+    qarnot.advance_clock(600)
+    restarted = RemoteTasks(ExecutorOptions(pools=pools))
+    restarted.submit([submission()])
+    (end,) = ends(restarted, 1)
+    assert end.outcome is Outcome.REFUSED, "another scheduler knows what it had cost when the day began"
+    restarted.stop(10)
+
+    qarnot.faults([{"path": "/credits/.*", "kind": "status", "status": 403}])
+    monkeypatch.setattr(daily_cost, "_now", lambda: today + timedelta(days=4))
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert "Qarnot does not report the cost of pool 'airflow'" in caplog.text
+    (tmp_path / "gate").touch()
+    (end,) = ends(tasks, 1)
+    assert end == End(attempt=running.attempt, outcome=Outcome.SUCCESS)
+    tasks.stop(10)
+
+
+def test_all_pools_of_a_name_count_for_its_day(qarnot: LocalQarnot, client: QarnotClient) -> None:
+    """Those for tasks of other slots, and those that were closed on that day, but none of another name or day."""
+    namespace = f"costs-{uuid.uuid4().hex[:8]}"
+    made = {
+        name: client.pools.create(
+            PoolSpec(
+                name=name,
+                instance_count=1,
+                tags=[pool_tag(namespace, "gpu" if name != "other" else name)],
+            )
+        )
+        for name in ("open", "closed", "other")
+    }
+    until(lambda: all(client.pools.credits(uuid) for uuid in made.values()))
+    qarnot.advance_clock(1000)
+    client.pools.close(made["closed"])
+    until(lambda: client.pools.get(made["closed"]).state == "Closed")
+    qarnot.advance_clock(2000)
+    costs = daily_cost.DailyCosts()
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    spent = costs._spent(client, namespace, "gpu", midnight)
+    both = sum(client.pools.credits(made[name]) for name in ("open", "closed"))
+    assert spent == pytest.approx(both, rel=0.1)
+    later = midnight + timedelta(days=9)
+    assert daily_cost._pools_of_day(client, namespace, "gpu", later).keys() == {made["open"]}
+    assert costs._spent(client, namespace, "gpu", later) == 0.0
+    for uuid_ in made.values():
+        client.pools.delete(uuid_)
+
+
+DAY = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("spent", "level", "words"),
+    [
+        (None, LimitLevel.WARNING, "Qarnot does not report the cost of pool 'gpu'"),
+        (0.0, LimitLevel.FINE, ""),
+        (15.9, LimitLevel.FINE, ""),
+        (
+            16.0,
+            LimitLevel.WARNING,
+            "has cost 16.00 EUR since 2026-12-01 00:00 UTC, 80% of its max_cost_per_day",
+        ),
+        (20.0, LimitLevel.OVER, "20.00 EUR. No task is submitted to it before 2026-12-02 00:00 UTC."),
+    ],
+)
+def test_the_cost_of_a_day_is_compared_with_its_maximum(
+    spent: float | None, level: LimitLevel, words: str
+) -> None:
+    check = daily_cost.check_day("gpu", 20.0, spent, DAY)
+    assert check.level is level
+    assert words in check.message
+    assert bool(words) == bool(check.message)

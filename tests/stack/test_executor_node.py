@@ -5,21 +5,28 @@ No scheduler runs here. The test queues the task itself, so it is about the node
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import airflow_qarnot_pool
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.executors.environment import PYTHON
+from airflow_qarnot_pool.executors.image import OWN
 from airflow_qarnot_pool.executors.node import WORKLOAD
 from airflow_qarnot_pool.hooks.storage import QarnotStorageHook
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 from tools.airflow_stack import AirflowStack, Endpoint
 
 #: The deployment is of this test's own, and the machine has two cores.
@@ -72,6 +79,7 @@ from airflow.configuration import conf
 from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.workloads import ExecuteTask
 from airflow.models.taskinstance import TaskInstance
+from datetime import UTC, datetime
 from airflow.utils.session import create_session
 from sqlalchemy import select
 from airflow_qarnot_pool.executors.bundle_archives import bundle_resources
@@ -86,6 +94,7 @@ client = QarnotHook().client
 with create_session() as session:
     ti = session.scalar(select(TaskInstance).where(TaskInstance.dag_id == "seen_on_node"))
     ti.state, ti.try_number, ti.external_executor_id = "queued", 1, "node-test"
+    ti.dag_run.state, ti.dag_run.start_date = "running", datetime.now(UTC)
     session.flush()
     workload = ExecuteTask.make(ti, generator=BaseExecutor().jwt_generator)
 resources = bundle_resources(conf.get("dag_processor", "dag_bundle_config_list"))
@@ -104,11 +113,11 @@ class ApiServer(AirflowStack):
         super().__init__(*arguments, **options)
         self._commands = {"api-server": ["api-server"]}
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, **environment: str) -> str:
         """Run a program with the settings of this Airflow, and return its output."""
         done = subprocess.run(
             [sys.executable, *command],
-            env=self.environment,
+            env={**self.environment, **environment},
             cwd=self.home,
             capture_output=True,
             text=True,
@@ -220,9 +229,42 @@ def test_a_workload_runs_on_a_node_and_its_token_is_nowhere(
         assert not [text[:500] for text in told if secret in text]
 
     client.pools.delete(pool)
+    if AIRFLOW_VERSION < (3, 2):
+        return  # where providers bring no commands
     checked = airflow.run("-m", "airflow", "qarnot", "executor", "check")
     assert "A node can run the tasks of this Airflow." in checked
     assert {task.shortname for task in client.tasks.list()} == {"airflow-node-test", "airflow-node-again"}
+
+
+def own_wheel(folder: Path) -> Path:
+    """Make a wheel of the package as it is here, because no index has that."""
+    package, found = Path(airflow_qarnot_pool.__file__).parent, metadata.distribution(OWN)
+    stem = f"airflow_qarnot_pool-{found.version}"
+    path = folder / f"{stem}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        for one in package.rglob("*"):
+            if one.is_file() and "__pycache__" not in one.parts:
+                file.write(one, one.relative_to(package.parent))
+        texts = {name: found.read_text(name) or "" for name in ("METADATA", "entry_points.txt")}
+        texts["WHEEL"] = "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        for name, text in {**texts, "RECORD": ""}.items():
+            file.writestr(f"{stem}.dist-info/{name}", text)
+    return path
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 2), reason="providers bring no commands there")
+@pytest.mark.skipif(importlib.util.find_spec("uv") is None, reason="pip would take minutes")
+def test_a_node_that_has_only_python_gets_airflow_by_requirements(
+    qarnot: LocalQarnot, airflow: ApiServer, tmp_path: Path
+) -> None:
+    """Airflow with all its packages in an archive, a Python without any, and the whole check of a node with them."""
+    airflow.run("-m", "airflow", "dags", "reserialize")
+    settings = {
+        "AIRFLOW__QARNOT_EXECUTOR__PYTHON": str(Path(sys.base_prefix, "bin", f"python{PYTHON}")),
+        "AIRFLOW__QARNOT_EXECUTOR__REQUIREMENTS": f"{OWN}[storage] @ {own_wheel(tmp_path).as_uri()}",
+    }
+    checked = airflow.run("-m", "airflow", "qarnot", "executor", "check", **settings)
+    assert "A node can run the tasks of this Airflow." in checked
 
 
 def _output(client: QarnotClient, task: str) -> str:
