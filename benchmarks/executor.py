@@ -305,7 +305,8 @@ def write_bursts(report: Report, plan: Plan, found: list[Burst]) -> None:
             "per minute",
         ),
         "With the light client on the nodes. Both schedulers watch their tasks. A poll comes every 0.75 s at most, and "
-        "soon after a submission.",
+        "soon after a submission. A scheduler queues 64 tasks in a loop at most ([scheduler] max_tis_per_query, by "
+        "default 16), and [core] parallelism and Airflow's pool have room for all.",
     )
     for one in found:
         table.row(
