@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 from airflow_qarnot_pool.api import filters, states
 from airflow_qarnot_pool.api.errors import QarnotError, QarnotRefusedError, QarnotUnknownStateError
 from airflow_qarnot_pool.executors.retries import is_permanent
-from airflow_qarnot_pool.executors.running import EXECUTOR_TAG, INSTANCE_TAG, Attempt
-from airflow_qarnot_pool.ownership.identity import is_ending
+from airflow_qarnot_pool.executors.running import EXECUTOR_TAG, Attempt
+from airflow_qarnot_pool.ownership.identity import INSTANCE_TAG, is_ending
 from airflow_qarnot_pool.ownership.termination import MAX_WORKERS, end
 from airflow_qarnot_pool.triggers.poller import POLL_FIELDS
 

@@ -81,7 +81,7 @@ class PoolOptions:
         per_node = max(1, self.slots_per_node // slots)
         size = self.slots if slots == 1 else nodes * per_node
         values: dict[str, Any] = {
-            "name": f"Airflow executor, {self.name}",
+            "name": f"Airflow executor, {self.name}" + (f", {slots} slots a task" if slots > 1 else ""),
             "profile": self.profile,
             "image": self.image,
             "slots_per_node": per_node if self.slots_per_node > 1 else None,

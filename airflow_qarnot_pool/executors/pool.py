@@ -18,7 +18,7 @@ from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, bundle_resources
 from airflow_qarnot_pool.executors.environment import Preparations, archive_of
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
-from airflow_qarnot_pool.ownership.identity import OWNER_TAG, TaskInstanceIdentity, digest
+from airflow_qarnot_pool.ownership.identity import EXECUTOR_LABEL, OWNER_TAG, TaskInstanceIdentity, digest
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -118,6 +118,7 @@ class ExecutorPools:
             spec=spec,
             identity=identity,
             pause=self._pause,
+            labels={EXECUTOR_LABEL: key.name},
             fingerprint=fingerprint,
             make_room=lambda error: delete_closed(client, identity.owner),
         )

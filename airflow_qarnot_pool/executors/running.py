@@ -19,9 +19,8 @@ from enum import Enum, auto
 from typing import Any
 
 from airflow_qarnot_pool.api import states
+from airflow_qarnot_pool.ownership.identity import INSTANCE_TAG
 
-#: Tag with the id of the task instance. A cleared or reset task instance has a new id.
-INSTANCE_TAG = "airflow-executor:"
 #: Tag with the namespace, by which one search finds all Qarnot tasks of executors and no other.
 EXECUTOR_TAG = "airflow-executors:"
 #: Role in the labels, by which other processes know that no Airflow task reads how the Qarnot task ended.
@@ -50,6 +49,7 @@ class Attempt:
     :param key: the key by which Airflow's executors know the task instance and its try.
     :param external_id: the id that Airflow has committed for the attempt; "" before Airflow 3.2.2.
     :param by_tag: whether the name is not known, because another scheduler made it from a token.
+    :param pool: name of its pool in the options, for metrics.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Attempt:
     instance_id: str
     external_id: str = ""
     by_tag: bool = False
+    pool: str = ""
 
     @property
     def tag(self) -> str:

@@ -17,9 +17,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.limits import parse_number, parsing_stored_state
@@ -39,6 +41,9 @@ OWNER_TAG = "airflow-owner:"
 LINEAGE_TAG = "airflow-lineage:"
 #: Tag of an adopted object, with the number of the adopting try. Labels cannot be changed after creation.
 TRY_TAG = "airflow-try:"
+#: Tag of a Qarnot task of the executor, with the id of the Airflow task instance that it runs. A cleared or reset task
+#: instance has a new id.
+INSTANCE_TAG = "airflow-executor:"
 
 LABEL_PREFIX = "airflow."
 #: Label of a Qarnot task that outlives its Airflow task.
@@ -52,6 +57,8 @@ KEPT_LABEL = LABEL_PREFIX + "kept"
 #: Labels of a pool: the cost limit of the pool, and of all pools of its DAG run, in euros.
 MAX_COST_LABEL = LABEL_PREFIX + "max_cost"
 MAX_RUN_COST_LABEL = LABEL_PREFIX + "max_run_cost"
+#: Label of a pool of the executor, with the name by which ``executor_config`` refers to it.
+EXECUTOR_LABEL = LABEL_PREFIX + "executor"
 #: Label of the items of a fan-out: a digest of all their specs.
 SPECS_LABEL = LABEL_PREFIX + "specs"
 #: Role of the warm-up task of a pool.
@@ -250,6 +257,15 @@ def last_try(tags: Iterable[str]) -> int:
     """Return the number of the last try that adopted an object with these tags; 0 if none did."""
     tries = (parse_number(tag.removeprefix(TRY_TAG)) for tag in tags if tag.startswith(TRY_TAG))
     return max((number or 0 for number in tries), default=0)
+
+
+def instance_of(remote: Pool | Task) -> UUID | None:
+    """Return the id of the Airflow task instance that a Qarnot task of the executor runs; None for another object."""
+    for tag in remote.tags:
+        if tag.startswith(INSTANCE_TAG):
+            with suppress(ValueError):  # any program can write tags
+                return UUID(tag.removeprefix(INSTANCE_TAG))
+    return None
 
 
 def owner_of(remote: Pool | Task) -> str:

@@ -29,7 +29,7 @@ from airflow_qarnot_pool.executors.remote import RemoteTasks, Submission
 from airflow_qarnot_pool.executors.running import ROLE, Attempt, End, Outcome, name_of
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.maintenance.reaper import reap
-from airflow_qarnot_pool.ownership.identity import NAMESPACE_TAG, OWNER_TAG, label
+from airflow_qarnot_pool.ownership.identity import EXECUTOR_LABEL, NAMESPACE_TAG, OWNER_TAG, label
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -395,6 +395,32 @@ def test_the_reaper_keeps_the_pool_as_long_as_a_run_works_on_it(
         )
         assert [entry.action for entry in report.entries] == actions
     tasks.abort([one.attempt.name])
+
+
+def test_the_reaper_closes_an_idle_pool_and_the_next_task_opens_another(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([first := submission()])
+    ends(tasks, 1)
+    pool = str(client.tasks.get(first.attempt.name).pool)
+    namespace = label(client.pools.get(pool).labels, "namespace")
+    assert client.pools.get(pool).labels[EXECUTOR_LABEL] == "airflow"
+    for minutes, action in ((50, "keep"), (61, "close")):
+        report = reap(
+            client,
+            namespace,
+            lambda dag_id, run_id: None,
+            now=lambda minutes=minutes: datetime.now(UTC) + timedelta(minutes=minutes),  # type: ignore[misc]
+        )
+        (entry,) = report.entries
+        assert (entry.uuid, entry.action, entry.done) == (pool, action, action == "close")
+    tasks.submit([second := submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+    assert client.tasks.get(second.attempt.name).pool != pool
+    until(lambda: client.pools.get(pool).state == "Closed")
+    later = datetime.now(UTC) + timedelta(days=9)
+    report = reap(client, namespace, lambda dag_id, run_id: None, now=lambda: later, dry_run=True)
+    assert {entry.uuid: entry.action for entry in report.entries}[pool] == "delete"
 
 
 def test_an_attempt_that_is_aborted_before_it_is_sent_is_never_sent(
