@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import PARALLELISM, BaseExecutor
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.executors.running import (
     FAILED,
     MAX_REQUEUES,
@@ -160,6 +161,7 @@ class QarnotExecutor(BaseExecutor):
             key=ti.key,
             instance_id=str(ti.id),
             external_id=external_id,
+            pool=config.pool,
         )
         spec = task_of(workload, attempt.name, self._options, config)
         bundle = workload.bundle_info
@@ -187,6 +189,19 @@ class QarnotExecutor(BaseExecutor):
         if self._attempts and time.monotonic() - self._audited >= AUDIT_INTERVAL:
             self._audit()
         self._sweep()
+        self._send_gauges()
+
+    def _send_gauges(self) -> None:
+        """Send how many attempts of this scheduler run on each pool, and how many wait for a slot of it."""
+        if self._options is None:
+            return
+        counts = Counter(
+            (attempt.pool, self._tasks.has_started(name)) for name, attempt in self._attempts.items()
+        )
+        for name, pool in self._options.pools.items():
+            metrics.gauge("executor.slots", pool.slots, pool=name)
+            metrics.gauge("executor.running", counts[name, True], pool=name)
+            metrics.gauge("executor.waiting", counts[name, False], pool=name)
 
     def _abort_dropped(self) -> None:
         """Abort the attempts that the scheduler has given up, such as those without a heartbeat."""
@@ -249,8 +264,10 @@ class QarnotExecutor(BaseExecutor):
         if verdict is Verdict.SUCCESS:
             self.success(key)
         elif verdict is Verdict.FAIL:
+            metrics.incr("executor.lost", pool=end.attempt.pool)
             self._fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
         elif verdict is Verdict.REQUEUE:
+            metrics.incr("executor.requeued", pool=end.attempt.pool)
             self.log.info("%s never started on Qarnot, queueing it again: %s", key, end.reason)
             extra = end.reason
             if end.outcome is not Outcome.WAITED:
@@ -378,7 +395,19 @@ class QarnotExecutor(BaseExecutor):
             instance_id=str(ti.id),
             external_id=external_id,
             by_tag=not external_id,
+            pool=self._pool_of(ti),
         )
+
+    def _pool_of(self, ti: TaskInstance) -> str:
+        """Return the name of the pool of *ti*; ``unknown`` if the options have no such pool any more."""
+        from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
+        from airflow_qarnot_pool.executors.options import task_config
+
+        assert self._options is not None
+        try:
+            return task_config(ti.executor_config, self._options).pool
+        except QarnotInvalidSpecError:
+            return "unknown"
 
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
         """Return the output of the Qarnot task of *ti*, while Airflow has no log of it. Called by the api-server."""

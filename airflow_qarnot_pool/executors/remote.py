@@ -15,7 +15,7 @@ import logging
 import math
 import queue
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import states
 from airflow_qarnot_pool.api.errors import (
     QarnotCredentialsError,
@@ -101,6 +102,12 @@ def _placing(key: PoolKey) -> str:
     return f"use pool {key.name!r} for tasks of {key.slots} slots"
 
 
+def _count_adopted(attempts: Sequence[Attempt]) -> None:
+    count_decisions(log, Decision.ADOPTED, len(attempts))
+    for pool, count in Counter(attempt.pool for attempt in attempts).items():
+        metrics.incr("executor.adopted", count, pool=pool)
+
+
 class RemoteTasks:
     """The Qarnot tasks of this scheduler's attempts. Methods without an underscore are for the scheduler's thread."""
 
@@ -139,7 +146,7 @@ class RemoteTasks:
 
     def watch(self, found: Mapping[Attempt, str | None]) -> None:
         """Watch the Qarnot tasks of attempts of another scheduler. Those without a uuid are looked up."""
-        count_decisions(log, Decision.ADOPTED, sum(uuid is not None for uuid in found.values()))
+        _count_adopted([attempt for attempt, uuid in found.items() if uuid is not None])
         self._thread.call(
             self._add,
             [Tracked(attempt, uuid=uuid, is_unclear=uuid is None) for attempt, uuid in found.items()],
@@ -329,6 +336,10 @@ class RemoteTasks:
     def _follow(self, remote: Tracked, uuid: str) -> None:
         """Watch the Qarnot task *uuid* for *remote*."""
         self._unfollow(remote)
+        if remote.is_unsent:
+            metrics.incr("executor.submitted", pool=remote.attempt.pool)
+            waited = time.monotonic() - remote.since
+            metrics.timing("executor.submit.duration", waited, pool=remote.attempt.pool)
         remote.uuid, remote.is_unclear, remote.is_sending = uuid, False, False
         interval = self._settings.poll_interval if self._settings is not None else retries.MAX_PAUSE
         remote.watch = self._watches.add(uuid, interval, partial(self._observe, remote))
@@ -438,7 +449,7 @@ class RemoteTasks:
         if not unknown:
             return
         found, error = await self._find([remote.attempt for remote in unknown])
-        count_decisions(log, Decision.ADOPTED, sum(uuid is not None for uuid in found.values()))
+        _count_adopted([remote.attempt for remote in unknown if found.get(remote.attempt.name)])
         for remote in self._follow_found(unknown, found):
             self._finish(remote, Outcome.MISSING, "The scheduler before has not submitted it")
         if error is not None:

@@ -395,7 +395,7 @@ def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted_after_a_
 
 
 def adoptable(of: Any) -> Any:
-    return SimpleNamespace(id=of.ti.id, key=of.ti.key, external_executor_id=id_of(of))
+    return SimpleNamespace(id=of.ti.id, key=of.ti.key, external_executor_id=id_of(of), executor_config=None)
 
 
 def adopted_name(of: Any) -> str:
