@@ -1,11 +1,13 @@
 """Costs of pools, Qarnot tasks and DAG runs: euros, energy, carbon and node-seconds. Pure values and arithmetic.
 
-Three rules hold everywhere:
+Four rules hold everywhere:
 
 * A pool is billed and the Qarnot tasks on it are not, so a task gets a *share* of the cost of its pool.
 * A share is proportional to the execution seconds. The idle cost is split in the same proportion, so the shares of a
   pool add up to its cost. Warm-up tasks belong to the pool and get no share. The share of a task that never ran
   is 0. The cost of a pool on which no task ran belongs to the run that opened it.
+* A pool of the executor is open for weeks, and its Qarnot tasks are deleted after a day. So a share of it is the price
+  of the execution seconds alone. Idle time, and tasks that are deleted, belong to no run.
 * An unknown value is None, never 0. Every value that is computed from it is unknown, too.
 """
 
@@ -189,6 +191,8 @@ class PoolCost:
     created: datetime | None = None
     ended: datetime | None = None
     tags: tuple[str, ...] = ()
+    #: Whether it is a pool of the executor.
+    is_of_executor: bool = False
     #: All Qarnot tasks on the pool, including the warm-up and tasks of other runs.
     work: tuple[TaskUsage, ...] = ()
 
@@ -198,13 +202,30 @@ class PoolCost:
         return tuple(task for task in self.work if not task.is_warm_up)
 
     def share_by(self, key: Callable[[TaskUsage], K], default: K) -> dict[K, Cost]:
-        """Return the cost of the pool by *key* of its tasks. All of it belongs to *default* if no task ran."""
+        """Return the cost of the pool by *key* of its tasks. All of it belongs to *default* if no task ran.
+
+        Of a pool of the executor, *default* has what no task of now has used.
+        """
         weights: dict[K, float] = {}
         for task in self.useful:
             if task.has_run:
                 weights[key(task)] = weights.get(key(task), 0.0) + task.seconds
+        if self.is_of_executor:
+            paid = (self.cost.node_seconds or 0.0) * self.slots_per_node
+            weights[default] = weights.get(default, 0.0) + max(0.0, paid - sum(weights.values()))
         fractions = {key(task): 0.0 for task in self.useful} | to_fractions(weights or {default: 1.0})
-        return {owner: self.cost.share(fraction) for owner, fraction in fractions.items()}
+        shares = {owner: self.cost.share(fraction) for owner, fraction in fractions.items()}
+        return self._with_idle_in(default, shares) if self.is_of_executor else shares
+
+    def _with_idle_in(self, default: K, shares: Mapping[K, Cost]) -> dict[K, Cost]:
+        """Return *shares* with all idle time in that of *default*."""
+        busy = {
+            owner: replace(share, used_node_seconds=share.node_seconds) for owner, share in shares.items()
+        }
+        used = self.cost.used_node_seconds
+        others = sum_costs(share for owner, share in busy.items() if owner != default).used_node_seconds
+        left = None if used is None or others is None else max(0.0, used - others)
+        return {**busy, default: replace(busy[default], used_node_seconds=left)}
 
     def by_run(self) -> dict[RunKey, Cost]:
         """Return the share of each DAG run."""
@@ -309,6 +330,7 @@ def pool_cost(pool: Pool, tasks: Iterable[Task], euros: float | None, facts: Car
         created=pool.creation_date,
         ended=_date_or_none(pool.end_date),
         tags=user_tags(pool),
+        is_of_executor=label(pool.labels, "executor") is not None,
         work=work,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -25,7 +25,7 @@ from airflow_qarnot_pool.costs.queries import (
     list_created,
     suppress_deleted,
 )
-from airflow_qarnot_pool.ownership.identity import RunKey
+from airflow_qarnot_pool.ownership.identity import RunKey, instance_of
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
@@ -207,13 +207,17 @@ _GROUP_KEYS: dict[GroupBy, Callable[[Item], Iterable[str]]] = {
 }
 
 
-def items_of(pool: PoolCost) -> list[Item]:
-    """Return the shares of the Qarnot tasks on *pool*."""
+def items_of(pool: PoolCost, uuids: Collection[str] | None = None) -> list[Item]:
+    """Return the shares of the Qarnot tasks on *pool*.
+
+    :param uuids: only those of these Qarnot tasks; "" is the rest of the pool. None: all.
+    """
     no_task = TaskUsage(uuid="", run=pool.opened_by)
     shares = pool.share_by(lambda task: task, no_task)
     return [
         Item(run=work.run, task_id=work.task_id, tags=frozenset({*work.tags, *pool.tags}), cost=cost)
         for work, cost in shares.items()
+        if uuids is None or work.uuid in uuids
     ]
 
 
@@ -223,18 +227,26 @@ def cost_report(
     """Return the costs of all objects of *namespace* that were created in a period.
 
     This takes two listings, three requests for each pool and two for each Qarnot task without a pool. Deleted objects
-    are not included.
+    are not included. A pool of the executor is open for many periods. Each has the execution of its Qarnot tasks, and
+    the one in which the pool was created has the idle time so far.
     """
     pools, tasks = list_created(client, namespace, since, until, slack=False)
     items: list[Item] = []
     counted = 0
+    uuids = {task.uuid for task in tasks}
     for pool in pools:
         with suppress_deleted():
-            items += items_of(cost_of_pool(client, pool.uuid, reference, pool=pool))
+            cost = cost_of_pool(client, pool.uuid, reference, pool=pool)
+            items += items_of(cost, {*uuids, ""} if cost.is_of_executor else None)
+            counted += 1
+    older = {task.pool for task in tasks if task.pool and instance_of(task)} - {pool.uuid for pool in pools}
+    for uuid in sorted(older):
+        with suppress_deleted():
+            items += items_of(cost_of_pool(client, uuid, reference), uuids)
             counted += 1
     for task in tasks:
         if not task.pool:
             work = TaskUsage.of(task)
-            cost = cost_of_standalone_task(client, task, reference)
-            items.append(Item(run=work.run, task_id=work.task_id, tags=frozenset(work.tags), cost=cost))
+            paid = cost_of_standalone_task(client, task, reference)
+            items.append(Item(run=work.run, task_id=work.task_id, tags=frozenset(work.tags), cost=paid))
     return CostReport(since=since, until=until, items=tuple(items), pools=counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,24 @@ def test_a_pool_is_shared_by_execution_seconds_and_the_shares_add_up(
     whole = sum_costs(by_run.values())
     for name in ("euros", "energy_wh", "carbon_g", "saved_g", "node_seconds", "used_node_seconds"):
         assert getattr(whole, name) == pytest.approx(getattr(COST, name))
+
+
+def test_a_run_pays_on_a_pool_of_the_executor_what_it_executes_whatever_is_deleted_by_now() -> None:
+    """1,200 node-seconds of two slots each were paid. Some of their tasks are deleted, and the rest was idle."""
+    works = (work(A, 240, task_id="x"), work(B, 120), work(B, 1, role="warm-up"), work(B, 0, has_run=False))
+    cost = replace(COST, used_node_seconds=180)
+    found = replace(pool(*works, cost=cost, opened_by=NOBODY), is_of_executor=True, slots_per_node=2)
+    by_run = found.by_run()
+    assert {run: share.euros for run, share in by_run.items()} == pytest.approx(
+        {A: 0.12, B: 0.06, NOBODY: 1.02}
+    )
+    assert {run: share.idle_node_seconds for run, share in by_run.items()} == pytest.approx(
+        {A: 0, B: 0, NOBODY: 1020}
+    )
+    assert sum_costs(by_run.values()).to_json() == pytest.approx(cost.to_json())
+    fewer = replace(found, work=works[:1])
+    assert fewer.share_of(A).euros == pytest.approx(0.12)
+    assert RunCost(run=A, pools=(fewer,)).by_task()["x"].euros == pytest.approx(0.12)
 
 
 QUEUED = {"uuid": "t", "state": "Submitted", "status": None}

@@ -6,24 +6,28 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
+from uuid import uuid4
 from xml.etree import ElementTree
 
 import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
+from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.costs.model import Cost
 from airflow_qarnot_pool.costs.report import (
     LEGEND,
     NOTHING,
     CostReport,
     Item,
+    cost_report,
 )
 from airflow_qarnot_pool.exceptions import QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators.cost_report import QarnotCostReportOperator
 from airflow_qarnot_pool.operators.pool import QarnotClosePoolOperator, QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.task import QarnotRunTaskOperator
-from airflow_qarnot_pool.ownership.identity import RunKey
+from airflow_qarnot_pool.ownership.identity import EXECUTOR_LABEL, INSTANCE_TAG, RunKey, namespace_tag
+from tests.crash.children import eventually
 from tests.harness import FakeTI, run
 
 report = partial(QarnotCostReportOperator, task_id="report")
@@ -218,6 +222,41 @@ def test_a_period_on_the_local_qarnot_matches_its_account(qarnot: LocalQarnot, c
     (dag,) = found["dag"]
     assert (dag["name"], dag["runs"]) == ("reported", 2)
     assert "| reported |" in found["markdown"]
+
+
+def test_a_period_has_what_the_executor_ran_in_it_on_an_older_pool(
+    qarnot: LocalQarnot, client: QarnotClient
+) -> None:
+    """Each day has the execution of its tasks, and the first one also the idle time so far."""
+    labels = {f"airflow.{name}": value for name, value in (("format", "1"), ("namespace", "days"))}
+    tags = [namespace_tag("days")]
+    first_day = now_at(qarnot)
+    spec = PoolSpec(name="p", instance_count=1, tags=tags, labels={**labels, EXECUTOR_LABEL: "gpu"})
+    pool = client.pools.create(spec)
+
+    def execute(dag_id: str) -> float:
+        of_run = {"airflow.dag_id": dag_id, "airflow.run_id": "r", "airflow.role": "executor"}
+        spec = TaskSpec(name="t", pool=pool, command="sleep 0.3", tags=[*tags, f"{INSTANCE_TAG}{uuid4()}"])
+        uuid = client.tasks.create(replace(spec, labels={**labels, **of_run}))
+        eventually(lambda: client.tasks.get(uuid).state == "Success", patience=30)
+        return client.tasks.get(uuid).executed_seconds or 0.0
+
+    seconds = {"first": execute("first")}
+    qarnot.advance_clock(86_400)
+    second_day = now_at(qarnot) - timedelta(seconds=1)
+    seconds["second"] = execute("second")
+    end = now_at(qarnot) + timedelta(seconds=1)
+    days = [
+        cost_report(client, "days", since, until)
+        for since, until in ((first_day, second_day), (second_day, end))
+    ]
+    found = [{row.name: row.cost for row in day.rows("dag")} for day in days]
+    assert [set(rows) for rows in found] == [{"first", "(no DAG)"}, {"second"}]
+    for day, (dag_id, each) in zip(found, seconds.items(), strict=True):
+        assert day[dag_id].euros == pytest.approx(each * 0.0001, rel=0.05)
+        assert day[dag_id].idle_node_seconds == 0
+    assert found[0]["(no DAG)"].euros == pytest.approx(8.64, rel=0.05)
+    client.pools.delete(pool)
 
 
 def now_at(qarnot: LocalQarnot) -> datetime:
