@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -16,6 +16,9 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from airflow_qarnot_pool.api import _http
+
+if TYPE_CHECKING:
+    from airflow_qarnot_pool.ownership.identity import RunKey
 
 #: Seconds that connecting may take.
 TIMEOUT = 10.0
@@ -107,6 +110,19 @@ class AirflowApi:
                 f"Airflow's API at {self.url} returned another DAG run than {dag_id} {run_id}."
             )
         return DagRun(state, _time(answer.get("start_date")))
+
+    def task_instance_id(self, run: RunKey, task_id: str, map_index: int) -> str | None:
+        """Return the id of a task instance, which no other Airflow has; None if it is not found.
+
+        :raises AirflowApiError: the id is not known.
+        """
+        parts = (quote(part, safe="") for part in (*run, task_id))
+        status, answer = self._get("dags/{}/dagRuns/{}/taskInstances/{}/{}".format(*parts, map_index))
+        if status == 404:
+            return None
+        if status != 200 or not isinstance(answer.get("id"), str):
+            raise self._refusal(status, answer)
+        return str(answer["id"])
 
     def _get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Return the status and the JSON object of a response; an empty one if it has none."""

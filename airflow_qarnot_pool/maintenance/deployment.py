@@ -2,47 +2,93 @@
 
 Another deployment truly does not know these DAG runs, or knows others with the same ids, because scheduled runs of one
 DAG have equal ids in staging and production. The start of a run, to the microsecond, tells them apart. It is a label of
-every object.
+the objects of operators. A Qarnot task of the executor has the id of its Airflow task instance, which no other Airflow
+has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters, states
+from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.maintenance.airflow_api import AirflowApiError
-from airflow_qarnot_pool.ownership.identity import RunKey, is_ours, label, namespace_tag, run_of
+from airflow_qarnot_pool.ownership.identity import (
+    RunKey,
+    instance_of,
+    is_ours,
+    label,
+    namespace_tag,
+    run_of,
+)
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import Pool, Task
     from airflow_qarnot_pool.maintenance.airflow_api import AirflowApi
 
-#: Maximum number of DAG runs that are looked up to find one with the start that its objects have.
+#: Maximum number of DAG runs and task instances that are looked up to find one that has made an object.
 MAX_LOOKUPS = 50
 #: Number of the newest objects of each kind whose DAG runs are looked up.
 _PAGE_SIZE = 100
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """The DAG run that has made an object, and its start, or the id of the Airflow task instance."""
+
+    run: RunKey
+    started: datetime | None = None
+    task_id: str = ""
+    map_index: int = -1
+    instance: UUID | None = None
+
+    @classmethod
+    def of(cls, remote: Pool | Task) -> _Maker | None:
+        """Return the maker of *remote*; None if nothing tells it from that of another Airflow."""
+        if (started := _run_start_of(remote)) is not None:
+            return cls(run=run_of(remote), started=started)
+        if (instance := instance_of(remote)) is None:
+            return None
+        index = parse_number(label(remote.labels, "map_index"))
+        return cls(
+            run=run_of(remote),
+            task_id=label(remote.labels, "task_id") or "",
+            map_index=-1 if index is None else index,
+            instance=instance,
+        )
+
+    def is_known_to(self, api: AirflowApi) -> bool:
+        """Return whether the Airflow of *api* has it.
+
+        :raises AirflowApiError: the response does not say so.
+        """
+        if self.instance is not None:
+            return api.task_instance_id(self.run, self.task_id, self.map_index) == str(self.instance)
+        found = api.dag_run(*self.run)
+        return found is not None and found.started == self.started
+
+
 def check_deployment(client: QarnotClient, namespace: str, api: AirflowApi) -> None:
-    """Find one DAG run with the start that its objects in *namespace* have, the newest objects first.
+    """Find one DAG run or task instance that has made an object in *namespace*, the newest objects first.
 
     Nothing is wrong if no object may cost.
 
     :raises AirflowApiError: there is none.
     """
     problem = ""
-    for run, started in islice(_newest_runs(client, namespace), MAX_LOOKUPS):
+    for maker in islice(_newest_makers(client, namespace), MAX_LOOKUPS):
         try:
-            found = api.dag_run(*run)
+            if maker.is_known_to(api):
+                return
         except AirflowApiError as error:  # such as a DAG that the user may not see
             problem = f" {error}"
-            continue
-        if found is not None and found.started == started:
-            return
     if _has_unfinished(client, namespace):
         raise AirflowApiError(
             f"No DAG run at {api.url} has the start that the objects of namespace {namespace} have. Check that this is "
@@ -69,14 +115,13 @@ def run_state_of(remote: Pool | Task, api: AirflowApi) -> str | None:
     return found.state
 
 
-def _newest_runs(client: QarnotClient, namespace: str) -> Iterator[tuple[RunKey, datetime]]:
-    """Yield the DAG runs that made the newest objects, and their starts, each once."""
-    seen: set[tuple[RunKey, datetime]] = set()
+def _newest_makers(client: QarnotClient, namespace: str) -> Iterator[_Maker]:
+    """Yield the makers of the newest objects, each once."""
+    seen: set[_Maker] = set()
     for remote in _newest(client, namespace):
-        started = _run_start_of(remote)
-        if started is not None and (one := (run_of(remote), started)) not in seen:
-            seen.add(one)
-            yield one
+        if (maker := _Maker.of(remote)) is not None and maker not in seen:
+            seen.add(maker)
+            yield maker
 
 
 def _newest(client: QarnotClient, namespace: str) -> Iterator[Pool | Task]:

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
-from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+from airflow_qarnot_pool.executors.pool import PoolKey, shared_identity
+from airflow_qarnot_pool.ownership.identity import EXECUTOR_LABEL, TaskInstanceIdentity
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -103,6 +105,50 @@ def identity(
         "retries": 0,
     }
     return TaskInstanceIdentity(dag_id=dag_id, run_id=run_id, task_id=task_id, **{**values, **more})
+
+
+def add_run(dag_id: str, run_id: str, state: str = "running", started: datetime | None = None) -> None:
+    """Add a DAG run to Airflow's database, and its DAG."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
+
+    now = datetime.now(UTC)
+    with create_session() as session:
+        if session.get(DagModel, dag_id) is None:
+            session.add(DagBundleModel(name=f"of-{dag_id}"))
+            session.flush()
+            session.add(DagModel(dag_id=dag_id, bundle_name=f"of-{dag_id}"))
+        times = {"run_after": now, "start_date": started or now}
+        session.add(
+            DagRun(dag_id=dag_id, run_id=run_id, run_type="manual", state=DagRunState(state), **times)
+        )
+
+
+def add_instance(
+    dag_id: str, run_id: str, task_id: str, *, state: str = "running", map_index: int = -1
+) -> UUID:
+    """Add a task instance to Airflow's database, whose DAG run is there, and return its id."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+    from airflow.utils.session import create_session
+
+    with DAG(dag_id):
+        task = EmptyOperator(task_id=task_id)
+    with create_session() as session:
+        instance = TaskInstance(task, None, run_id, state, map_index)  # type: ignore[arg-type]
+        session.add(instance)
+        session.flush()
+        return UUID(str(instance.id))
+
+
+def of_executor(namespace: str = "page", pool: str = "gpu") -> dict[str, str]:
+    """Return the labels of a pool of the executor."""
+    key, identity = PoolKey(pool), shared_identity(namespace, PoolKey(pool), "0123456789")
+    return {**identity.labels(1, "x"), EXECUTOR_LABEL: key.name}
 
 
 class Maker:

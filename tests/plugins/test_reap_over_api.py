@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
 from airflow_qarnot_pool import cli
-from tests.plugins.conftest import Maker, identity, until
+from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.ownership.identity import INSTANCE_TAG, namespace_tag
+from tests.plugins.conftest import Maker, add_instance, add_run, identity, of_executor, until
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -41,28 +44,14 @@ def api(airflow_app: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def runs(airflow_db: None) -> None:
     """One DAG run that runs, and one that has failed."""
-    from airflow.models.dag import DagModel
-    from airflow.models.dagbundle import DagBundleModel
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-    from airflow.utils.state import DagRunState
+    for state in ("running", "failed"):
+        add_run(DAG, f"is_{state}", state, STARTED)
 
-    now = datetime.now(UTC)
-    with create_session() as session:
-        session.add(DagBundleModel(name="of-reaped"))
-        session.flush()
-        session.add(DagModel(dag_id=DAG, bundle_name="of-reaped"))
-        for state in ("running", "failed"):
-            session.add(
-                DagRun(
-                    dag_id=DAG,
-                    run_id=f"is_{state}",
-                    run_type="manual",
-                    state=DagRunState(state),
-                    run_after=now,
-                    start_date=STARTED,
-                )
-            )
+
+@pytest.fixture(scope="module")
+def instance(runs: None) -> UUID:
+    """The id of a task instance of the run that runs."""
+    return add_instance(DAG, "is_running", "fit", map_index=2)
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +170,37 @@ def test_an_ended_object_shows_the_deployment(
     left = make.pool(owner=made_by("is_unknown"))
     reap(admin.cookies["_token"])
     assert not is_open(make, left)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_task_instance_shows_the_deployment_of_an_executor(
+    reap: Callable[..., None], make: Maker, admin: TestClient, instance: UUID, is_ours: bool
+) -> None:
+    """Its Qarnot tasks have no start of a run. Another Airflow has another task instance with the same ids."""
+    pool = make.pool(labels=of_executor())
+    ran = uuid_of_task(make, pool, instance if is_ours else UUID(int=7))
+    until(lambda: make.client.tasks.get(ran).state == "Success", "the end of the task")
+    if is_ours:
+        reap(admin.cookies["_token"])
+    else:
+        with pytest.raises(SystemExit, match=NOT_OURS):
+            reap(admin.cookies["_token"])
+    assert is_open(make, pool), "it is shared, and has just been used"
+
+
+def uuid_of_task(make: Maker, pool: str, instance: UUID) -> str:
+    """Make a Qarnot task as the executor does, and return its uuid."""
+    labels = made_by("is_running").labels(1, "x")
+    labels |= {"airflow.run_started": "", "airflow.task_id": "fit", "airflow.map_index": "2"}
+    spec = TaskSpec(
+        name="fit",
+        pool=pool,
+        command="true",
+        image="library/alpine",
+        tags=[namespace_tag("page"), f"{INSTANCE_TAG}{instance}"],
+        labels=labels,
+    )
+    return make.client.tasks.create(spec)
 
 
 def test_without_anything_that_may_cost_there_is_nothing_to_check(
