@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api import filters
+from airflow_qarnot_pool.api.limits import parse_number
 from airflow_qarnot_pool.api.states import TASK_TERMINAL, TaskState
 from airflow_qarnot_pool.costs.model import is_warm_up
 from airflow_qarnot_pool.ownership.identity import RunKey, label, run_of
@@ -29,6 +30,8 @@ from airflow_qarnot_pool.plugins.texts import clean_label, clean_line, plural, r
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.models import Pool, Task
 
+#: Maximum number of Airflow tasks that the preview of a close names for each DAG run.
+MAX_NAMES = 5
 _UNFINISHED = [state for state in TaskState if state not in TASK_TERMINAL]
 
 
@@ -119,10 +122,11 @@ def describe_close(
     :param holders: the DAG runs that have opened it and not released it.
     :param runs: the DAG runs that Airflow knows.
     """
-    work: dict[RunKey, int] = {}
+    names: dict[RunKey, list[tuple[str, int]]] = {}
     for task in tasks:
         if not is_warm_up(label(task.labels, "role")):
-            work[run_of(task)] = work.get(run_of(task), 0) + 1
+            names.setdefault(run_of(task), []).append(_airflow_task(task))
+    work = {run: len(each) for run, each in names.items()}
     holding = {run for run in holders if run in runs and runs[run].state not in FINISHED_RUN_STATES}
     users = sorted(({*work, *holding} - {RunKey("", "")}), key=lambda run: (-work.get(run, 0), run))
     busy, queued = load_of(pool)
@@ -139,14 +143,40 @@ def describe_close(
                 "run_state": runs[run].state if run in runs else None,
                 "link": run_link(*run),
                 "unfinished": work.get(run, 0),
+                "tasks": _listed(names.get(run, ())),
                 "holds": run in holding,
             }
             for run in users[:MAX_USERS]
         ],
         "user_count": len(users),
         "closable": is_closable(pool),
-        "text": _close_text(sum(work.values()), len(users), len(holding)),
+        "text": _executor_text(sum(work.values()), len(users))
+        if label(pool.labels, "executor") is not None
+        else _close_text(sum(work.values()), len(users), len(holding)),
     }
+
+
+def _airflow_task(task: Task) -> tuple[str, int]:
+    """Return the id of the Airflow task of a Qarnot task, and the index of a mapped one."""
+    index = parse_number(label(task.labels, "map_index"))
+    return clean_line(label(task.labels, "task_id") or ""), -1 if index is None else index
+
+
+def _listed(tasks: Iterable[tuple[str, int]]) -> list[str]:
+    named = sorted({task for task in tasks if task[0]})[:MAX_NAMES]
+    return [name if index < 0 else f"{name} [{index}]" for name, index in named]
+
+
+def _executor_text(unfinished: int, users: int) -> str:
+    """Return what happens to the Airflow tasks on a pool of the executor."""
+    another = "QarnotExecutor opens another pool for its next task."
+    if not unfinished:
+        return f"Nothing runs on it. {another}"
+    verb = "is" if unfinished == 1 else "are"
+    return (
+        f"{plural(unfinished, 'Airflow task')} of {plural(users, 'DAG run')} {verb} cancelled. Those that run fail, "
+        f"or are retried. Those that wait are queued again. {another}"
+    )
 
 
 def _close_text(unfinished: int, users: int, holding: int) -> str:

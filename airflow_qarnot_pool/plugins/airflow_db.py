@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.utils.session import create_session
 from sqlalchemy import select, tuple_
 
@@ -51,6 +54,25 @@ def run_facts(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], RunFacts
             for dag_id, run_id, state, ended in session.execute(query):
                 facts[dag_id, run_id] = RunFacts(str(getattr(state, "value", state)), ended)
     return facts
+
+
+def instance_states(instances: Sequence[UUID]) -> dict[UUID, str]:
+    """Return the states of Airflow task instances that exist, and of earlier tries, by their ids."""
+    states: dict[UUID, str] = {}
+    with create_session() as session:
+        for start in range(0, len(instances), 500):
+            for column, state in (
+                (TaskInstanceHistory.task_instance_id, TaskInstanceHistory.state),
+                (TaskInstance.id, TaskInstance.state),
+            ):
+                # A text before Airflow 3.2.
+                is_uuid = getattr(column.type, "as_uuid", False)
+                chunk = [each if is_uuid else str(each) for each in instances[start : start + 500]]
+                for instance, value in session.execute(select(column, state).where(column.in_(chunk))):
+                    states[UUID(str(instance))] = (
+                        "none" if value is None else str(getattr(value, "value", value))
+                    )
+    return states
 
 
 def closings() -> Closings:

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
+from uuid import UUID
 
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.costs.model import is_warm_up, pool_cost
-from airflow_qarnot_pool.ownership.identity import label
+from airflow_qarnot_pool.ownership.identity import instance_of, label
 from airflow_qarnot_pool.plugins import pictures
 from airflow_qarnot_pool.plugins.history import ObservedHistory, boot_phases, events_of, timeline
 from airflow_qarnot_pool.plugins.listing import RowEntry
@@ -30,6 +32,8 @@ from airflow_qarnot_pool.plugins.texts import (
 
 #: Maximum number of Qarnot tasks, of groups of errors and of the tasks that each names.
 MAX_TASKS, MAX_ERRORS, MAX_ERROR_TASKS = 200, 20, 5
+#: Maximum number of Airflow task instances whose states are read from Airflow's database.
+MAX_INSTANCES = 1_000
 #: Failed tasks are listed first.
 _ORDER = {"failed": 0, "running": 1, "queued": 2, "succeeded": 3, "cancelled": 3}
 
@@ -53,9 +57,11 @@ class TaskFacts:
     map_index: str | None
     try_number: str | None
     errors: tuple[str, ...]
+    #: State of the Airflow task that the executor runs in it. None for another Qarnot task, and if it is not known.
+    airflow_state: str | None = None
 
     @classmethod
-    def of(cls, task: Task) -> TaskFacts:
+    def of(cls, task: Task, airflow_state: str | None = None) -> TaskFacts:
         """Read *task* and its labels."""
         labels = task.labels
         return cls(
@@ -74,6 +80,7 @@ class TaskFacts:
             map_index=label(labels, "map_index"),
             try_number=label(labels, "try_number"),
             errors=_errors_of(task),
+            airflow_state=airflow_state,
         )
 
     @property
@@ -114,6 +121,7 @@ class TaskFacts:
             "seconds": self.seconds,
             "warm_up": self.is_warm_up,
             "error": self.errors[0] if self.errors else None,
+            "airflow_state": self.airflow_state,
         }
 
 
@@ -143,16 +151,19 @@ def build_detail(
     observed: ObservedHistory,
     starts: pictures.Starts | None = None,
     sizes: Mapping[str, Any] | None = None,
+    airflow_states: Mapping[UUID, str] | None = None,
 ) -> PoolDetail:
     """Return one pool in full.
 
     :param starts: observed starts of nodes and of the instances of arrays.
     :param sizes: makespan and cost of the pool at several sizes. None: they are not known.
+    :param airflow_states: states of the Airflow task instances that the executor runs, by id.
     """
+    instances = airflow_states or {}
     starts = {} if starts is None else starts
     work = [task for task in tasks if not is_warm_up(label(task.labels, "role"))]
     bars = tuple(pictures.fitted(bar for task in work for bar in pictures.bars_of(task, starts)))
-    created, ended = pool.creation_date, ended_at(pool)
+    start, ended = _start_of(pool, tasks), ended_at(pool)
     whole = {
         "timeline": timeline(pool, observed),
         "boot": boot_phases(pool, observed),
@@ -161,7 +172,7 @@ def build_detail(
         "events": events_of(pool, observed),
         "sizes": sizes,
         "pictures": {
-            "from": created.timestamp() if created else None,
+            "from": start.timestamp() if start else None,
             "until": ended.timestamp() if ended else None,
             "slots": pictures.slots_over_time(pool, observed),
             "work": pictures.work_over_time(work, bars),
@@ -172,10 +183,31 @@ def build_detail(
         entry=entry,
         whole=whole,
         pool_errors=tuple(clean_block(str(error)) for error in pool.errors[:MAX_ERRORS]),
-        tasks=tuple(TaskFacts.of(task) for task in tasks),
+        tasks=tuple(TaskFacts.of(task, _airflow_state_of(task, instances)) for task in tasks),
         bars=bars,
         nodes=pictures.NodeCount.of(pool, observed),
     )
+
+
+def _start_of(pool: Pool, tasks: Iterable[Task]) -> datetime | None:
+    """Return when the pictures start: with the pool, or with the oldest Qarnot task of the executor that is there.
+
+    Such a pool is open for weeks, and its Qarnot tasks are deleted after a day.
+    """
+    times = [task.creation_date for task in tasks if task.creation_date and instance_of(task)]
+    return min(times, default=pool.creation_date)
+
+
+def newest_instances(tasks: Iterable[Task]) -> list[UUID]:
+    """Return the ids of the Airflow task instances that the executor runs in the newest of *tasks*."""
+    newest = sorted(tasks, key=lambda task: to_iso(task.creation_date) or "", reverse=True)
+    found = (instance for task in newest if (instance := instance_of(task)) is not None)
+    return list(islice(dict.fromkeys(found), MAX_INSTANCES))
+
+
+def _airflow_state_of(task: Task, states: Mapping[UUID, str]) -> str | None:
+    instance = instance_of(task)
+    return None if instance is None else states.get(instance)
 
 
 def full_detail(detail: PoolDetail) -> dict[str, Any]:

@@ -297,7 +297,8 @@ class Fetcher:
         [entry] = rows.build_rows(self._page_data(settings, [pool], task_rows, now))
         figures = self._figures.get(uuid)
         sizes = self._sizes.of(pool, tasks, figures.euros if figures else None)
-        return details.build_detail(entry, pool, tasks, self._histories[uuid], starts, sizes)
+        states = airflow_db.instance_states(details.newest_instances(tasks))
+        return details.build_detail(entry, pool, tasks, self._histories[uuid], starts, sizes, states)
 
     def _output(
         self, settings: ConnectionSettings, client: QarnotClient, uuid: str, task_uuid: str

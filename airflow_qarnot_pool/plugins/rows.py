@@ -346,12 +346,15 @@ def _shares_by_run(
 def owner_of(pool: Pool, runs: Mapping[tuple[str, str], RunFacts]) -> dict[str, Any]:
     """Return the owner of the pool.
 
-    Its ``kind`` is ``run``, ``shared`` or ``unknown``. ``run_state`` is None if the run does not exist. ``over`` says
-    that the run has ended, or does not exist.
+    Its ``kind`` is ``run``, ``shared``, ``executor`` or ``unknown``. ``run_state`` is None if the run does not exist.
+    ``over`` says that the run has ended, or does not exist. A pool of the executor belongs to all schedulers of a
+    namespace.
     """
-    shared = label(pool.labels, "shared")
+    shared, executor = label(pool.labels, "shared"), label(pool.labels, "executor")
     dag_id, run_id = label(pool.labels, "dag_id"), label(pool.labels, "run_id")
-    kind = "shared" if shared is not None else "run" if dag_id and run_id else "unknown"
+    kind = "run" if dag_id and run_id else "unknown"
+    if shared is not None:
+        kind = "shared" if executor is None else "executor"
     run = runs.get((dag_id or "", run_id or "")) if kind == "run" else None
     state = run.state if run else None
     return {
@@ -360,6 +363,8 @@ def owner_of(pool: Pool, runs: Mapping[tuple[str, str], RunFacts]) -> dict[str, 
         "run_id": clean_label(run_id),
         "task_id": clean_label(label(pool.labels, "task_id")) if kind == "run" else None,
         "shared": clean_label(shared),
+        "executor": clean_label(executor),
+        "namespace": clean_label(label(pool.labels, "namespace")) if kind == "executor" else None,
         "run_state": state,
         "link": run_link(dag_id, run_id) if kind == "run" else None,
         "over": kind == "run" and (state is None or state in FINISHED_RUN_STATES),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.costs.model import pool_cost
-from airflow_qarnot_pool.ownership.identity import run_of
+from airflow_qarnot_pool.ownership.identity import label, run_of
 from airflow_qarnot_pool.plugins.airflow_db import is_id
 from airflow_qarnot_pool.plugins.cache import MAX_DETAILS
 from airflow_qarnot_pool.plugins.phases import is_open
@@ -30,8 +30,8 @@ class Sizes:
         self._curves: dict[tuple[str, float], dict[str, Any] | None] = {}
 
     def of(self, pool: Pool, tasks: Sequence[Task], euros: float | None) -> dict[str, Any] | None:
-        """Return the curve as JSON; None for an open pool, and without a record that a replay yields."""
-        if is_open(pool) or euros is None:
+        """Return the curve as JSON; None for an open pool, one of the executor, and without a record to replay."""
+        if is_open(pool) or euros is None or label(pool.labels, "executor") is not None:
             return None
         key = (pool.uuid, euros)
         if key not in self._curves:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
-from tests.plugins.conftest import PAGE, PATIENCE, Maker, identity, until
+from tests.plugins.conftest import PAGE, PATIENCE, Maker, add_instance, add_run, identity, until
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -235,6 +236,27 @@ def test_ids_that_no_database_takes_are_not_asked_for(airflow_app: Any) -> None:
         ("dag", "run"),
     ]
     assert askable_runs(runs) == [("dag", "run")]
+
+
+def test_states_of_task_instances_are_read_by_their_ids_earlier_tries_too(airflow_app: Any) -> None:
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    from airflow_qarnot_pool.plugins.airflow_db import instance_states
+
+    add_run("stated", "run")
+    first, other = (add_instance("stated", "run", task_id, state="failed") for task_id in ("fit", "score"))
+    with create_session() as session:
+        instance = session.scalar(select(TaskInstance).where(TaskInstance.task_id == "fit"))
+        assert instance is not None
+        following: Any = instance.prepare_db_for_next_try(session)
+        (following or instance).state = "running"
+    with create_session() as session:
+        second = UUID(str(session.scalar(select(TaskInstance.id).where(TaskInstance.task_id == "fit"))))
+    expected = {first: "failed", second: "running", other: "failed"}
+    assert instance_states([first, second, other, UUID(int=1)]) == expected
+    assert instance_states([]) == {}
 
 
 def test_what_a_close_would_do(make: Maker, admin: TestClient) -> None:

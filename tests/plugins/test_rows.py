@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -480,6 +481,93 @@ def test_the_part_of_a_run(
         assert (seen["mine"]["figures"] and seen["mine"]["figures"]["euros"]) == part
     assert rows.row_of_run(made, ("frames", "another")) is None
     assert (seen["users"], seen["closed_by"]) == ([], None)
+
+
+EXECUTOR = {
+    "labels": {
+        "airflow.shared": "gpu-0123",
+        "airflow.executor": "gpu",
+        "airflow.namespace": "production",
+        "airflow.dag_id": "",
+        "airflow.run_id": "",
+    },
+    "scaling": POLICY,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "notes", "word", "expected"),
+    [
+        ({}, [note("running")], "busy", []),
+        # It scales to zero when it is idle, which is no alarm. Its nodes stay for a while.
+        (
+            {**IDLE, "runningInstanceCount": 0, "targetRunningInstanceCount": 0},
+            [note("succeeded")],
+            "empty",
+            [],
+        ),
+        ({**IDLE}, [note("succeeded", 9)], "idle", []),
+        ({**IDLE}, [note("succeeded", 11)], "idle", ["idle"]),
+        ({}, [note("running"), note("failed")], "busy", ["tasks"]),
+    ],
+)
+def test_a_pool_of_the_executor_belongs_to_its_schedulers(
+    fields: Any, notes: Any, word: str, expected: list[str]
+) -> None:
+    found = pool(**EXECUTOR, **fields)
+    made = entry(found, run=None, notes=notes)
+    seen = made.row
+    assert [one["kind"] for one in seen["warnings"]] == expected
+    owner = seen["owner"]
+    assert (owner["kind"], owner["executor"], owner["namespace"]) == ("executor", "gpu", "production")
+    assert (owner["over"], owner["link"], seen["word"], seen["dag_ids"]) == (False, None, word, ["frames"])
+    of_run = rows.row_of_run(made, OPENER)
+    assert of_run is not None
+    assert (of_run["owner"]["kind"], of_run["mine"] is None) == ("executor", False)
+
+
+def executor_task(n: int, state: str, instance: str = "", *, index: str = "-1") -> Task:
+    labels = {**LABELS, "airflow.task_id": "fit", "airflow.map_index": index, "airflow.role": "executor"}
+    tags = [f"airflow-executor:{instance}"]
+    body = {"uuid": str(n), "state": state, "labels": labels, "tags": tags, "creationDate": ago(minutes=n)}
+    return Task.from_json(body)
+
+
+def test_a_close_names_the_airflow_tasks_and_that_the_executor_opens_another() -> None:
+    tasks = [executor_task(n, "FullyExecuting", index=str(n)) for n in range(7)]
+    preview = describe_close(pool(**EXECUTOR), tasks, [], {})
+    [user] = preview["users"]
+    assert (user["dag_id"], user["unfinished"]) == ("frames", 7)
+    assert user["tasks"] == [f"fit [{n}]" for n in range(5)]
+    assert preview["text"] == (
+        "7 Airflow tasks of 1 DAG run are cancelled. Those that run fail, or are retried. Those that wait are queued "
+        "again. QarnotExecutor opens another pool for its next task."
+    )
+    idle = describe_close(pool(**EXECUTOR), [], [], {})
+    assert idle["text"] == "Nothing runs on it. QarnotExecutor opens another pool for its next task."
+
+
+def test_a_task_of_the_executor_has_the_state_of_its_airflow_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may have failed though the Qarnot task has not."""
+    ids = [UUID(int=n) for n in range(3)]
+    tasks = [executor_task(n, "Success", str(one)) for n, one in enumerate(ids)]
+    tasks += [executor_task(8, "Success", "no id"), Task.from_json({"uuid": "9", "state": "Success"})]
+    found = pool(**EXECUTOR)
+    states = {ids[0]: "failed", ids[1]: "success"}
+    shown = details.full_detail(
+        details.build_detail(entry(found), found, tasks, history.ObservedHistory(), airflow_states=states)
+    )
+    assert {task["uuid"]: task["airflow_state"] for task in shown["tasks"]} == {
+        "0": "failed",
+        "1": "success",
+        "2": None,
+        "8": None,
+        "9": None,
+    }
+    # The pictures start with the oldest of them that is not deleted.
+    assert shown["pictures"]["from"] == (NOW - timedelta(minutes=2)).timestamp()
+    monkeypatch.setattr(details, "MAX_INSTANCES", 2)
+    assert details.newest_instances(reversed(tasks)) == ids[:2]
 
 
 def job(name: str, run: tuple[str, str] | None) -> Task:

@@ -270,6 +270,8 @@ class Replay:
         self.posts: list[tuple[str, Any]] = []
         #: What a POST answers, by the last part of its path.
         self.refusals: dict[str, tuple[int, str]] = {}
+        #: What the preview of a close has besides.
+        self.preview: dict[str, Any] = {}
         #: Clear it to hold back what is refused.
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -359,6 +361,7 @@ class Replay:
             "user_count": 1,
             "closable": pool["closable"],
             "text": "8 unfinished Qarnot tasks of 1 DAG run are cancelled. Their Airflow tasks fail or are retried.",
+            **self.preview,
         }
 
     def _history(self) -> dict[str, Any]:

@@ -524,6 +524,52 @@ def test_back_leads_to_the_filtered_list(browser: Browser, server: Replay) -> No
     browser.wait(lambda: len(uuids(browser)) == 3, "the filtered list")
 
 
+EXECUTOR = {
+    "kind": "executor",
+    "dag_id": "",
+    "run_id": "",
+    "task_id": None,
+    "shared": "gpu-01234567",
+    "executor": "gpu",
+    "namespace": "production",
+    "run_state": None,
+    "link": None,
+    "over": False,
+}
+
+
+def test_a_pool_of_the_executor(browser: Browser, server: Replay) -> None:
+    """Who owns it, what became of its Airflow tasks, and what a close does."""
+    pool = row(1, name="Airflow executor, gpu", owner=EXECUTOR, follows_load=True, max_slots=32)
+    server.show([pool, row(2)])
+    tasks = [task(0, airflow_state="up_for_retry"), task(1, airflow_state="success", run_id="another")]
+    server.details = {uuid_of(1): detail(pool, tasks=tasks, task_count=2)}
+    user = {
+        "dag_id": "train",
+        "run_id": "r",
+        "run_state": "running",
+        "link": "dags/train/runs/r",
+        "holds": False,
+    }
+    server.preview = {"users": [{**user, "unfinished": 7, "tasks": ["fit", "score [2]"]}]}
+    browser.go(f"{PAGE}#q=qarnotexecutor")
+    browser.see(tr(1), "QarnotExecutor: gpu")
+    assert not browser.find(tr(2))
+    browser.go(f"{PAGE}#group=owner")
+    browser.see("tr.group", "QarnotExecutor: gpu")
+    browser.click(f"{tr(1)} .act button")
+    browser.see("dialog", "7 unfinished: fit, score [2], …")
+    browser.see("dialog", "Without a reaper it stays open, without nodes.")
+    browser.click("dialog button", "Keep it")
+    browser.click(f"{tr(1)} .name a")
+    browser.see(".facts", "all schedulers of namespace production")
+    browser.see(".facts", "32 at most")
+    browser.click(".tabs a", "Qarnot tasks")
+    browser.see("td .bad", "in Airflow: up for retry")
+    browser.see("td .under", "another")
+    assert len(browser.find("td", "in Airflow")) == 1
+
+
 @pytest.mark.parametrize(
     ("parts", "count"),
     [

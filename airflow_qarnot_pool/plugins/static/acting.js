@@ -54,7 +54,10 @@ const failure = (text) => (text ? h("p", { class: "bad", role: "alert", key: "fa
 // ---- close one
 
 const IDLE = "Close when idle cancels nothing. Nodes without work go after 5 minutes at most, and the reaper closes the pool once it "
-  + "has had no work for 5 minutes. Without a reaper it stays open, without nodes, until its DAG closes it.";
+  + "has had no work for 5 minutes. Without a reaper it stays open, without nodes";
+const isOfExecutor = (row) => row.owner.kind === "executor";
+/* Until when a pool without nodes stays open. */
+const untilClosed = (row) => (isOfExecutor(row) ? "." : ", until its DAG closes it.");
 const KEPT = "The reaper closes this pool once it has had no work for 5 minutes. If it does not, idle nodes still go.";
 
 /* Say what closing *row* does, and close it, now or when it is idle, if the user says so. *then* is called after it, and
@@ -67,7 +70,7 @@ export async function close(row, then, tell) {
   const draw = () => show("Close this pool?", [
     h("p", {}, h("strong", {}, row.name)),
     preview ? consequences(preview, (row.figures || {}).per_hour) : problem ? null : h("p", { class: "quiet" }, "Asking Qarnot what is on it…"),
-    row.idle_closable ? h("p", { key: "idle", class: "quiet" }, row.closes_when_idle ? KEPT : IDLE) : null,
+    row.idle_closable ? h("p", { key: "idle", class: "quiet" }, row.closes_when_idle ? KEPT : IDLE + untilClosed(row)) : null,
     failure(problem),
   ], {
     yes: "Close the pool",
@@ -102,6 +105,11 @@ export async function close(row, then, tell) {
   if (isMine()) draw();
 }
 
+function tasksOfUser({ tasks, unfinished }) {
+  if (!tasks || !tasks.length) return "";
+  return `: ${tasks.join(", ")}${unfinished > tasks.length ? ", …" : ""}`;
+}
+
 function consequences(preview, rate) {
   const facts = [
     preview.text,
@@ -112,7 +120,7 @@ function consequences(preview, rate) {
     facts.filter(Boolean).map((text, i) => h("p", { key: i }, text)),
     preview.users.length ? [h("p", {}, "Used by:"), h("ul", { class: "plain" }, preview.users.map((user) => h("li", { key: `${user.dag_id} ${user.run_id}` },
       airflowLink(user.link, `${user.dag_id} · ${user.run_id}`),
-      quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished${user.holds ? ", has it open" : ""}`))),
+      quiet(` ${user.run_state || "no such run"}, ${user.unfinished} unfinished${user.holds ? ", has it open" : ""}${tasksOfUser(user)}`))),
       preview.user_count > preview.users.length ? h("li", {}, quiet(`and ${preview.user_count - preview.users.length} more`)) : null)] : null);
 }
 
@@ -189,7 +197,8 @@ export function resize(row, then, tell) {
     h("p", {}, h("label", {}, row.follows_load ? "Slots at most " : "Slots ", h("input", { ...slots, id: "resize-slots", value: String(Math.max(1, most)) }))),
     h("p", {}, h("label", {}, h("input", { type: "checkbox", id: "resize-release" }), " Release idle nodes"),
       h("label", {}, " after ", h("input", { ...idle, id: "resize-idle", value: "300", "aria-label": "Seconds without work" }), " seconds without work")),
-    h("p", { class: "quiet" }, "Released nodes cost nothing. The pool stays open, without nodes, until its DAG closes it, and boots nodes again for new work."),
+    h("p", { class: "quiet" }, `Released nodes cost nothing, and the pool boots nodes again for new work. It stays open, without nodes${untilClosed(row)}`),
+    isOfExecutor(row) ? h("p", { class: "quiet" }, "QarnotExecutor still submits as many tasks as [qarnot_executor] says. Its next pool has the slots of that section.") : null,
     failure(problem),
   ], { yes: "Resize", isReady: !isBusy, no: isBusy ? "Hide" : "Cancel", kind: null });
   confirmed = async () => {

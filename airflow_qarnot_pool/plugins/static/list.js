@@ -237,6 +237,7 @@ function second(row, state) {
       ...warningText({ ...worst, text: worst.text + cause }), others.length ? h("span", { class: "others" }, ` +${others.length}`) : null);
   }
   if (run && row.owner.kind === "shared") return under("shared: ", h("strong", {}, row.owner.shared || "?"));
+  if (run && row.owner.kind === "executor") return under("QarnotExecutor: ", h("strong", {}, row.owner.executor || "?"));
   if (run && row.mine) return under("used by several DAG runs");
   return state.connections.length > 1 ? under(row.connection) : null;
 }
@@ -248,7 +249,8 @@ function detailOfState(row) {
 
 function owner(row) {
   const whose = row.owner;
-  if (whose.kind === "shared") return [line(`shared: ${whose.shared || "?"}`), row.user_count ? under(plural(row.user_count, "DAG run")) : null];
+  const name = { shared: `shared: ${whose.shared || "?"}`, executor: `QarnotExecutor: ${whose.executor || "?"}` }[whose.kind];
+  if (name) return [line(name), row.user_count ? under(plural(row.user_count, "DAG run")) : null];
   if (whose.kind !== "run") return [quiet("not known")];
   const state = whose.run_state === "running" ? "" : whose.run_state ? `${whose.run_state} · ` : "no such run · ";
   return [airflowLink(whose.link, whose.dag_id), h("span", { class: "under", title: whose.run_id }, `${state}${whose.run_id}`)];

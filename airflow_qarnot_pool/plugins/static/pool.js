@@ -87,11 +87,12 @@ function facts(detail) {
   const ended = isEnded(row) && row.ended;
   return h("dl", { key: "facts", class: "facts" },
     fact("For", ...owner(row)),
-    fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`, isEnded(row) ? null : under(`${row.busy} busy, ${row.queued} queued`)),
+    fact("Slots", isEnded(row) ? "–" : `${row.ready} ready of ${row.wanted} wanted`,
+      isEnded(row) ? null : under(`${row.busy} busy, ${row.queued} queued${row.follows_load ? `, ${row.max_slots} at most` : ""}`)),
     fact("Qarnot tasks", taskCounts(tasksOf(row)), row.mine && row.tasks ? under(`all runs: ${countsText(row.tasks)}`) : null),
     fact(row.mine ? "Cost of this run" : "Cost so far", euros(own.euros), ofPool(euros(all.euros)), rate, limits),
     fact("Created", when(row.created), ended ? under("lasted ", lasting(epoch(row.created), epoch(row.ended))) : under(clock(epoch(row.created)), " ago")),
-    fact("Node time paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`idle: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
+    fact("Node time paid for", duration(detail.use.node_seconds), detail.use.idle_node_seconds === null ? null : under(`${row.owner.kind === "executor" ? "idle, or for tasks that are deleted by now" : "idle"}: ${duration(detail.use.idle_node_seconds)}`), row.mine ? under("the whole pool") : null),
     fact("Energy", energy(own.energy_wh), ofPool(energy(all.energy_wh))),
     fact("Carbon", `${grams(own.carbon_g)} CO₂eq`, ofPool(grams(all.carbon_g)), own.saved_g === null || own.saved_g === undefined ? null : under(`${grams(own.saved_g)} saved${own.datacenter ? ` against ${own.datacenter}` : ""}`)),
     row.tags.length ? fact("Tags", row.tags.join(", ")) : null,
@@ -103,6 +104,7 @@ function facts(detail) {
 function owner(row) {
   const whose = row.owner;
   if (whose.kind === "shared") return ["shared: ", h("strong", {}, whose.shared || "?")];
+  if (whose.kind === "executor") return ["QarnotExecutor: ", h("strong", {}, whose.executor || "?"), under(`all schedulers of namespace ${whose.namespace || "?"}`)];
   if (whose.kind !== "run") return [quiet("not known")];
   return [airflowLink(whose.link, whose.dag_id), under(whose.run_id), under(whose.run_state ? `run is ${whose.run_state}` : "no such run")];
 }
@@ -131,7 +133,7 @@ const ordered = (tasks) => [...tasks].sort((a, b) => Math.min(GROUPS.indexOf(a.g
 const nameOf = (task) => (task.task_id ? (task.map_index === null ? task.task_id : `${task.task_id} [${task.map_index}]`) : task.name);
 const cell = (name, props, ...children) => h("td", { "data-label": name, ...props }, ...children);
 
-function taskRow(task, { view }) {
+function taskRow(task, { view, detail: { row } }) {
   const instances = task.failed_instances ? `${task.instances}, ${task.failed_instances} failed` : String(task.instances ?? "–");
   const isOpen = view.task === task.uuid;
   const verb = isOpen ? "Hide" : "Show";
@@ -140,12 +142,23 @@ function taskRow(task, { view }) {
       task.error ? h("span", { class: "under problem bad", title: task.error }, task.error) : null),
     cell("State", { class: "phase" }, badge(GROUP_KIND[task.group] || "off", h("span", { class: "word", title: task.state }, task.group)), under(task.state)),
     cell("Airflow task", { class: "for" }, task.link
-      ? [airflowLink(task.link, nameOf(task)), under(task.log ? [airflowLink(task.log, "log"), " · "] : null, task.dag_id)] : quiet("none")),
+      ? [airflowLink(task.link, nameOf(task)), under(task.log ? [airflowLink(task.log, "log"), " · "] : null, task.dag_id),
+        row.owner.kind === "run" ? null : h("span", { class: "under", title: task.run_id }, task.run_id), airflowState(task)] : quiet("none")),
     cell("Instances", {}, instances),
     cell("Created", {}, when(task.created)),
     cell("Ran for", {}, duration(task.seconds)),
     cell("Output", {}, h("a", { href: to(view, { tab: "tasks", task: isOpen ? "" : task.uuid }),
       "aria-label": `${verb} the output of ${task.name}`, "aria-expanded": String(isOpen) }, verb)));
+}
+
+const SAME = { running: "running", queued: "queued", succeeded: "success", failed: "failed" };
+
+/* The state in Airflow if the Qarnot task has another: it succeeds also if its Airflow task fails, because Airflow has
+   taken the failure. */
+function airflowState({ airflow_state: state, group }) {
+  if (!state || state === SAME[group]) return null;
+  const isBad = state === "failed" || state === "up_for_retry";
+  return h("span", { class: isBad ? "under problem bad" : "under" }, `in Airflow: ${state.replaceAll("_", " ")}`);
 }
 
 function outputPanel({ detail, view, output }) {

@@ -38,7 +38,7 @@ export const SHOW = {
   ...Object.fromEntries(Object.entries(PROBLEMS).map(([kind, text]) => [kind, [text[0].toUpperCase() + text.slice(1), (row) => isWrong(row) && has(kind)(row)]])),
 };
 
-const ownerOf = (row) => ({ shared: `shared: ${row.owner.shared}`, run: row.owner.run_id }[row.owner.kind] || "not known");
+const ownerOf = ({ owner }) => ({ shared: `shared: ${owner.shared}`, executor: `QarnotExecutor: ${owner.executor}`, run: owner.run_id }[owner.kind] || "not known");
 /* The values of a row by which it is filtered and grouped. */
 export const FACETS = {
   dag: ["DAG", (row) => row.dag_ids],
@@ -89,6 +89,7 @@ function textOf(row) {
   if (!texts.has(row)) {
     const { owner } = row;
     const words = [row.name, row.shortname, row.uuid, row.state, row.word, row.connection, owner.dag_id, owner.run_id, owner.task_id, owner.shared,
+      owner.kind === "executor" && ownerOf(row),
       ...row.tags, ...row.dag_ids, ...row.task_ids, ...row.users.flatMap((user) => [user.dag_id, user.run_id]),
       ...[...row.warnings, ...row.errors].map((one) => one.text),
       row.closes_when_idle && "closes when idle", row.severity && PROBLEMS[row.severity], row.closed_by && row.closed_by.user];
@@ -206,6 +207,7 @@ const COLUMNS = {
   run_id: (row) => row.owner.run_id,
   run_state: (row) => row.owner.run_state,
   shared: (row) => row.owner.shared,
+  executor: (row) => row.owner.executor,
   created: (row) => row.created,
   ended: (row) => row.ended,
   closed_by: (row) => row.closed_by && row.closed_by.user,
