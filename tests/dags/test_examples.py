@@ -20,6 +20,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool, Task
 from airflow_qarnot_pool.api.specs import PoolSpec
+from airflow_qarnot_pool.get_provider_info import get_provider_info
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
 from tests.conftest import ROOT
@@ -325,6 +326,17 @@ def test_qarnot_events(client: QarnotClient, example: Path) -> None:
     run.assert_good()
     outputs = sorted(client.tasks.stdout(task.uuid) for task in run.tasks)
     assert outputs == ["0> processing words/$(id)\n", "0> processing words/x y.txt\n"]
+
+
+def test_qarnot_executor(client: QarnotClient, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On workers here. With QarnotExecutor only the mapped task names it."""
+    run = Run(client, example)
+    assert set(run.states.values()) == {"success"}
+    assert len(run.states) == 6
+    path = get_provider_info()["executors"][0]
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", f"LocalExecutor,QarnotExecutor:{path}")
+    dag = runpy.run_path(str(example))["dag"]
+    assert [one.task_id for one in dag.tasks if one.executor == "QarnotExecutor"] == ["simulate"]
 
 
 @pytest.mark.parametrize("report_only", [True, False])

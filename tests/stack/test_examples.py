@@ -17,7 +17,7 @@ CONF: dict[str, dict[str, Any]] = {
     "qarnot_warm_pool": {"seconds": 0},
 }
 #: What they do for the pools of others has tests of its own.
-WITHOUT_POOL = ("qarnot_cost_report", "qarnot_maintenance")
+WITHOUT_POOL = ("qarnot_cost_report", "qarnot_executor", "qarnot_maintenance")
 
 
 @pytest.mark.parametrize("example", sorted(file.stem for file in EXAMPLES.glob("qarnot_*.py")))
