@@ -50,7 +50,7 @@ def test_every_documented_metric_of_the_executor_and_no_other_reaches_a_listener
     # Sent to a local Qarnot, and adopted from another scheduler.
     tasks.submit([running := submission("sleep 600")])
     until(lambda: live(client, running.attempt))
-    (uuid,) = tasks.find([running.attempt, attempt()], 60).values()  # type: ignore[union-attr]
+    (uuid,) = tasks.find([running.attempt], 60).values()  # type: ignore[union-attr]
     tasks.watch({attempt(): uuid})
     tasks.submit([submission(), submission()])
     ends(tasks, 2)

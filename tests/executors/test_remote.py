@@ -405,20 +405,22 @@ def test_the_reaper_closes_an_idle_pool_and_the_next_task_opens_another(
     pool = str(client.tasks.get(first.attempt.name).pool)
     namespace = label(client.pools.get(pool).labels, "namespace")
     assert client.pools.get(pool).labels[EXECUTOR_LABEL] == "airflow"
+    # Other tests advance the clock of the server.
+    now = datetime.fromtimestamp(qarnot.get_clock()["now"], UTC)
     for minutes, action in ((50, "keep"), (61, "close")):
         report = reap(
             client,
             namespace,
             lambda dag_id, run_id: None,
-            now=lambda minutes=minutes: datetime.now(UTC) + timedelta(minutes=minutes),  # type: ignore[misc]
+            now=lambda minutes=minutes: now + timedelta(minutes=minutes),  # type: ignore[misc]
         )
         (entry,) = report.entries
-        assert (entry.uuid, entry.action, entry.done) == (pool, action, action == "close")
+        assert (entry.uuid, entry.action, entry.done) == (pool, action, action == "close"), entry.reason
     tasks.submit([second := submission()])
     assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
     assert client.tasks.get(second.attempt.name).pool != pool
     until(lambda: client.pools.get(pool).state == "Closed")
-    later = datetime.now(UTC) + timedelta(days=9)
+    later = now + timedelta(days=9)
     report = reap(client, namespace, lambda dag_id, run_id: None, now=lambda: later, dry_run=True)
     assert {entry.uuid: entry.action for entry in report.entries}[pool] == "delete"
 
