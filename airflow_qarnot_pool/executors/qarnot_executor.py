@@ -403,7 +403,8 @@ class QarnotExecutor(BaseExecutor):
         from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
         from airflow_qarnot_pool.executors.options import task_config
 
-        assert self._options is not None
+        if self._options is None:
+            return "unknown"
         try:
             return task_config(ti.executor_config, self._options).pool
         except QarnotInvalidSpecError:
