@@ -102,7 +102,10 @@ def _executor_commands() -> GroupCommand:
         help="Run one small Qarnot task as QarnotExecutor does, and say what is missing, in under two minutes",
         func=lazy_load_command("airflow_qarnot_pool.cli.executor_check"),
         args=(
-            Arg(("--pool",), help="Name of a pool of [qarnot_executor] pools; default: that of the section"),
+            Arg(
+                ("--pool",),
+                help="Name of a pool in the option pools; default: the pool of the section itself",
+            ),
         ),
     )
     return GroupCommand(
@@ -112,20 +115,9 @@ def _executor_commands() -> GroupCommand:
 
 def executor_image(args: Namespace) -> None:
     """Run ``airflow qarnot executor image``: print a Dockerfile."""
-    from airflow.configuration import conf
-
     from airflow_qarnot_pool.executors.image import dockerfile, installed
-    from airflow_qarnot_pool.executors.options import read_options
 
-    print(
-        dockerfile(
-            installed(freeze=args.freeze),
-            executor=conf.get_mandatory_value("core", "executor"),
-            api_url=read_options(conf).api_url,
-            requirements=args.requirements,
-        ),
-        end="",
-    )
+    print(dockerfile(installed(freeze=args.freeze), args.requirements), end="")
 
 
 def executor_check(args: Namespace) -> None:

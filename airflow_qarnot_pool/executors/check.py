@@ -24,7 +24,7 @@ from airflow_qarnot_pool.executors.bundle_archives import (
 )
 from airflow_qarnot_pool.executors.environment import archive_of, prepare, with_environment
 from airflow_qarnot_pool.executors.image import Installed, differences, installed
-from airflow_qarnot_pool.executors.node_check import MARK
+from airflow_qarnot_pool.executors.node_check import MARK, TIMEOUT
 from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
 from airflow_qarnot_pool.hooks.address import is_loopback
 
@@ -229,6 +229,13 @@ def _api_problems(health: Any, start: Any) -> list[str]:
     :param health: status of a request without a token, or its error.
     :param start: status of an attempt to start a task that does not exist. 404 is right.
     """
+    for answer in (health, start):
+        # A connection that is not made in time is another error.
+        if isinstance(answer, dict) and str(answer.get("error")).startswith("TimeoutError"):
+            return [
+                f"The api-server has accepted a connection of the node and has not responded within {TIMEOUT:.0f} s. "
+                "It is overloaded, or its address is that of another program. Run the check again when it is less busy."
+            ]
     if isinstance(health, dict):
         return [
             f"The node does not reach the api-server ({health.get('error')}). Set [qarnot_executor] "

@@ -70,12 +70,10 @@ def installed(*, freeze: bool = False) -> Installed:
     return Installed(python=version, packages=dict(sorted(packages.items())), local=sorted(local))
 
 
-def dockerfile(here: Installed, *, executor: str, api_url: str, requirements: str | None = None) -> str:
-    """Return a Dockerfile for nodes.
+def dockerfile(here: Installed, requirements: str | None = None) -> str:
+    """Return a Dockerfile for nodes. They get the options of Airflow with each task.
 
     :param here: versions of this machine.
-    :param executor: the option ``[core] executor``.
-    :param api_url: address of the execution API as nodes reach it.
     :param requirements: name of a requirements file beside the Dockerfile, with what DAGs import.
     """
     own = [name for name in here.local if name in here.packages]
@@ -88,7 +86,8 @@ def dockerfile(here: Installed, *, executor: str, api_url: str, requirements: st
     ]
     if own:
         lines += [
-            f"# Not from an index: {', '.join(own)}. Put their wheels into the folder wheels, beside this file.",
+            f"# Not from an index: {', '.join(own)}. Put their wheels into the folder wheels, beside this file:",
+            "# pip wheel --no-deps --wheel-dir wheels SOURCE-FOLDER",
             "COPY wheels /tmp/wheels",
         ]
     if requirements:
@@ -100,12 +99,6 @@ def dockerfile(here: Installed, *, executor: str, api_url: str, requirements: st
     lines += [
         f"# If pip needs to choose further versions, add: --constraint {constraints}",
         "RUN pip install \\\n    " + " \\\n    ".join(words),
-        "# The executor sets both for each task. They are here for other commands in the image.",
-        f"ENV AIRFLOW__CORE__EXECUTOR={_quoted(executor)}",
-    ]
-    if "@" not in api_url:
-        lines.append(f"ENV AIRFLOW__CORE__EXECUTION_API_SERVER_URL={_quoted(api_url)}")
-    lines += [
         "# No process but the first one may keep the token of a task in its environment.",
         "ENTRYPOINT []",
     ]
@@ -114,10 +107,6 @@ def dockerfile(here: Installed, *, executor: str, api_url: str, requirements: st
 
 #: Distributions that the base image has in the right version.
 _IN_BASE = ("apache-airflow", "apache-airflow-core", "apache-airflow-task-sdk")
-
-
-def _quoted(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
 def differences(here: Installed, there: Installed) -> list[str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 #: Options that a node must share with the scheduler. Without `executor`, a DAG whose tasks name one cannot be loaded.
 FORWARDED = (
     ("core", "executor"),
+    ("core", "dags_folder"),
     ("core", "default_timezone"),
     ("core", "xcom_backend"),
     ("common.io", "xcom_objectstorage_path"),

@@ -154,7 +154,10 @@ def _check(words: list[str]) -> None:
         for one in rest:
             name, _, value = one.partition("=")
             assert not name.startswith("AIRFLOW_CONN_") or json.loads(value)["conn_type"] == "qarnot"
-            assert not name.startswith("AIRFLOW__QARNOT__") or name[17:].lower() in _options(), name
+            for section in ("qarnot", "qarnot_executor"):
+                prefix = f"AIRFLOW__{section.upper()}__"
+                option = name.removeprefix(prefix).lower()
+                assert not name.startswith(prefix) or option in _options(section), name
     elif words[:2] == ["pip", "install"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for one in rest[1:]:
@@ -171,7 +174,7 @@ def _check(words: list[str]) -> None:
         paths = [one.partition("::")[0] for one in rest if "/" in one]
         assert all((ROOT / one).exists() for one in paths), paths
     else:
-        assert command in ("git", "cd"), f"{command!r} is not known to this test"
+        assert command in ("git", "cd", "docker", "pip"), f"{command!r} is not known to this test"
 
 
 def _check_module(module: str, options: list[str]) -> None:

@@ -34,6 +34,14 @@ REPORTS: dict[str, tuple[dict[str, Any], str]] = {
         {"health": {"error": "URLError: timed out"}, "start": {"error": "URLError: timed out"}},
         "does not reach the api-server (URLError: timed out). Set [qarnot_executor] execution_api_server_url",
     ),
+    "the api-server is slow": (
+        {"health": {"error": "TimeoutError: timed out"}, "start": {"error": "TimeoutError: timed out"}},
+        "has not responded within 15 s. It is overloaded",
+    ),
+    "the api-server is slow at the second request": (
+        {"start": {"error": "TimeoutError: timed out"}},
+        "has not responded within 15 s. It is overloaded",
+    ),
     "the address is another page": ({"health": 404}, "no execution API: it answers 404"),
     "the token is refused": ({"start": 403}, "refuses the token of a task (403). Give the scheduler"),
     "the api-server is older": ({"start": 422}, "does not understand the node (422). Compare the Airflow"),
@@ -186,3 +194,17 @@ def test_nothing_is_left_when_the_check_is_interrupted(
     with pytest.raises(KeyboardInterrupt):
         check.run(client, spec_of("check-interrupted"))
     assert names(client) == []
+
+
+def test_no_help_has_brackets_that_airflow_takes_for_markup() -> None:
+    from airflow.cli.cli_config import ActionCommand
+
+    from airflow_qarnot_pool.cli import get_cli_commands
+
+    commands = list(get_cli_commands())
+    for command in commands:
+        if isinstance(command, ActionCommand):
+            texts = [command.help, *(arg.kwargs.get("help", "") for arg in command.args)]
+            assert "[" not in " ".join(texts)
+        else:
+            commands += command.subcommands

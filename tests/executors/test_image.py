@@ -21,31 +21,24 @@ HERE = Installed(
 
 
 def test_the_dockerfile_has_this_airflow_this_python_and_these_providers() -> None:
-    text = dockerfile(HERE, executor="LocalExecutor,x.QarnotExecutor", api_url="https://a.example/execution/")
+    text = dockerfile(HERE)
     lines = text.splitlines()
     assert "FROM apache/airflow:slim-3.3.2-python3.12" in lines
     assert '    "apache-airflow-providers-git==1.0.0" \\' in lines
     assert '    "airflow-qarnot-pool[storage]==0.1.0"' in lines
     assert '"apache-airflow==' not in text
-    assert 'ENV AIRFLOW__CORE__EXECUTOR="LocalExecutor,x.QarnotExecutor"' in lines
-    assert 'ENV AIRFLOW__CORE__EXECUTION_API_SERVER_URL="https://a.example/execution/"' in lines
+    assert "AIRFLOW__" not in text, "the executor sets the options for each task"
     assert lines[-1] == "ENTRYPOINT []"
     assert "wheels" not in text
 
 
 def test_requirements_and_packages_that_no_index_has_are_copied() -> None:
     here = Installed(python="3.12", packages=HERE.packages, local=["airflow-qarnot-pool"])
-    lines = dockerfile(here, executor="X", api_url="u", requirements="dags.txt").splitlines()
+    lines = dockerfile(here, "dags.txt").splitlines()
     assert "COPY wheels /tmp/wheels" in lines
     assert "    --find-links /tmp/wheels \\" in lines
     assert "COPY dags.txt /tmp/requirements.txt" in lines
     assert "    -r /tmp/requirements.txt" in lines
-
-
-def test_no_login_and_no_variable_of_a_shell_gets_into_the_dockerfile() -> None:
-    text = dockerfile(HERE, executor='a"$HOME\\', api_url="https://user:password@a.example/")
-    assert "password" not in text
-    assert 'ENV AIRFLOW__CORE__EXECUTOR="a\\"\\$HOME\\\\"' in text
 
 
 def test_what_is_installed_here_is_read_from_the_distributions() -> None:

@@ -193,6 +193,8 @@ def test_no_secret_of_the_scheduler_is_forwarded() -> None:
 
     names = " ".join(forwarded_settings(conf))
     assert "AIRFLOW__CORE__EXECUTOR" in names
+    # Airflow's default bundle has the DAG files there.
+    assert "AIRFLOW__CORE__DAGS_FOLDER" in names
     for word in ("FERNET", "SQL_ALCHEMY", "JWT", "SECRET", "BACKEND_KWARGS"):
         assert word not in names
 
