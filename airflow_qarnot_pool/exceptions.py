@@ -76,7 +76,7 @@ class QarnotCostLimitError(QarnotError, AirflowFailException):
 
 
 class QarnotSpecMismatchError(QarnotError):
-    """A shared object exists with another specification. The message names the fields that differ."""
+    """Another run uses a shared object with another specification. The message names the fields that differ."""
 
     summary = "The existing object has another specification"
 

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import PoolSpec, ResourceBucket
     from airflow_qarnot_pool.ownership.claim import Claim, ClaimRequest
     from airflow_qarnot_pool.ownership.identity import TaskInstanceIdentity
+    from airflow_qarnot_pool.ownership.shared_pool import HoldOwner
 
 
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
@@ -424,14 +425,19 @@ class QarnotCreatePoolOperator(PoolOperator):
         return self._ending_on_error("it did not become ready")
 
     def _acquire(self, request: ClaimRequest) -> Claim:
+        from airflow_qarnot_pool.operators.close_pool import run_lives
         from airflow_qarnot_pool.ownership.shared_pool import acquire_shared_pool
 
         try:
             if request.identity.shared:
-                return acquire_shared_pool(self.client, request)
+                return acquire_shared_pool(self.client, request, run_lives, self._yields_to_this)
             return super()._acquire(request)
         except QarnotQuotaError as error:
             raise _with_remedies(error) from error
+
+    def _yields_to_this(self, holder: HoldOwner) -> bool:
+        """Return whether *holder* holds the pool only for runs like this one, which may have another spec meanwhile."""
+        return holder.dag_id == self.opened_ahead_by
 
     def _take_over_from_companion(self, dag_id: str, until: datetime) -> None:
         """Release the hold of the companion DAG, so that this run is the last user. It ends with its DAG run, too.

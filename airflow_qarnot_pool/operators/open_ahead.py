@@ -18,6 +18,7 @@ from airflow_qarnot_pool.waiting.conditions import EndReason
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_qarnot_pool.ownership.shared_pool import HoldOwner
     from airflow_qarnot_pool.waiting.conditions import WaitResult
 
 #: Minimum time for which the warm-up holds a node, because the nodes do not boot at the same moment.
@@ -127,6 +128,13 @@ class QarnotOpenAheadOperator(QarnotCreatePoolOperator):
                 "Its schedule has changed, or it is behind"
             )
         return ""
+
+    def _yields_to_this(self, holder: HoldOwner) -> bool:
+        """Return whether *holder* is an earlier run of this DAG. A later one never yields, so none take turns."""
+        from airflow_qarnot_pool.ownership.shared_pool import scheduled_time
+
+        own, other = scheduled_time(self._running.identity.run_id), scheduled_time(holder.run_id)
+        return holder.dag_id == self.dag_id and own is not None and other is not None and other < own
 
     # --- while it boots
 

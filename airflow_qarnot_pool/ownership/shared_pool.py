@@ -75,6 +75,8 @@ HOLD_TAG = "airflow-hold:"
 HOLD_LIFETIME = timedelta(days=7)
 #: Label with a hash for each field of the spec, because a mismatch must name the fields.
 FIELDS_LABEL = "airflow.spec_fields"
+#: Maximum number of users that an error names.
+MAX_NAMED = 3
 _UNFINISHED = [state for state in states.TaskState if state not in states.TASK_TERMINAL]
 
 #: Returns whether a DAG run (dag_id, run_id) is unfinished.
@@ -141,6 +143,10 @@ class HoldOwner:
         return f"DAG run {self.run_id} of {self.dag_id}"
 
 
+#: No DAG run, so that every user of a pool is another one.
+_NOBODY = HoldOwner(dag_id="", run_id="")
+
+
 def _digest_of(task_id: str) -> str:
     """Return the replacement for a task id that is too long; "" for none."""
     return hashlib.sha256(task_id.encode()).hexdigest()[:16] if task_id else ""
@@ -193,10 +199,19 @@ def is_shared_and_closed(pool: Pool | None, identity: TaskInstanceIdentity) -> b
 # --- opening
 
 
-def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
+def acquire_shared_pool(
+    client: QarnotClient,
+    request: ClaimRequest,
+    alive: IsRunUnfinished | None = None,
+    yields: Callable[[HoldOwner], bool] = lambda _: False,
+) -> Claim:
     """Return the live pool of that name or a new one, and create a hold on it for this DAG run.
 
-    :raises QarnotSpecMismatchError: the live pool was created from another spec. Environments may differ.
+    A live pool with another spec is closed, and the next generation created, if no other DAG run uses it.
+
+    :param alive: as that of :func:`release`.
+    :param yields: returns whether a hold is no use of the pool, such as that of the companion DAG of this one.
+    :raises QarnotSpecMismatchError: another DAG run uses a pool with another spec. Environments may differ.
     """
     compared = comparable(cast("PoolSpec", request.spec))
     fields = compared.fingerprint_fields()
@@ -205,7 +220,40 @@ def acquire_shared_pool(client: QarnotClient, request: ClaimRequest) -> Claim:
         labels={**request.labels, FIELDS_LABEL: _packed(fields)},
         fingerprint=compared.fingerprint(),
     )
-    return _acquire(client, request, fields, opened_by=request.identity.task_id)
+    lookup = _RunLookup(request.identity, alive)
+    replaced = False
+
+    def replace_unused(existing: Pool, fields_that_differ: str) -> None:
+        nonlocal replaced
+        users = list(
+            describe_users(_foreign_usage(client, request.identity, existing, yields), _NOBODY, lookup)
+        )
+        if users or replaced:
+            raise _mismatch(existing, fields_that_differ, users)
+        replaced = True  # once, because two runs with different specs may come at the same moment
+        log.warning(
+            "Shared pool %r (%s) differs in %s, and no other DAG run uses it. Closing it, and opening the next",
+            request.identity.shared,
+            existing.uuid,
+            fields_that_differ,
+        )
+        end(client.pools, existing.uuid)
+        _drop(client, [hold for hold in _holds(client, request.identity.owner) if hold.pool == existing.uuid])
+
+    return _acquire(client, request, fields, request.identity.task_id, replace_unused)
+
+
+def _foreign_usage(
+    client: QarnotClient, identity: TaskInstanceIdentity, pool: Pool, yields: Callable[[HoldOwner], bool]
+) -> Usage:
+    """Return the use of *pool* besides the holds that yield, and those of this and earlier tries of *identity*."""
+    own = _hold_name(identity, identity.task_id)
+
+    def is_foreign(hold: Hold) -> bool:
+        is_own = hold.holder.to_name() == own and hold.try_number <= identity.try_number
+        return not (is_own or yields(hold.holder))
+
+    return _usage_of(client, pool, filter(is_foreign, _holds(client, identity.owner)))
 
 
 def open_replacement(
@@ -238,7 +286,7 @@ def open_replacement(
         fingerprint=label(closed.labels, "spec") or "",
     )
     fields = _unpacked(closed.labels.get(FIELDS_LABEL, ""))
-    claimed = _acquire(client, request, fields, opened_by="")
+    claimed = _acquire(client, request, fields, "", _refuse)
     # Drop the holds of the closed pool.
     _drop(client, [hold for hold in _holds(client, shared_identity.owner) if hold.pool == pool])
     log.info("Shared pool %r: %s accepts no more tasks, continuing with %s", name, pool, claimed.uuid)
@@ -317,13 +365,24 @@ def _newest_of_the_name(client: QarnotClient, pool: str, identity: TaskInstanceI
     return max(generations, key=lambda generation: RemoteSnapshot.of(generation).age, default=None)
 
 
-def _acquire(client: QarnotClient, request: ClaimRequest, fields: Mapping[str, str], opened_by: str) -> Claim:
+def _acquire(
+    client: QarnotClient,
+    request: ClaimRequest,
+    fields: Mapping[str, str],
+    opened_by: str,
+    on_mismatch: Callable[[Pool, str], None],
+) -> Claim:
+    """Return the live pool or a new one, with a hold.
+
+    :param on_mismatch: closes a live pool with another spec, or raises. It gets the fields that differ, as a text.
+    """
     name = request.identity.shared
     for _ in range(MAX_GENERATIONS):
         claimed = claim(request)
-        if claimed.existing is not None:
-            _refuse_mismatch(claimed.existing, name, fields, request.fingerprint)
-        if create_hold(client, request.identity, claimed.uuid, opened_by):
+        existing = cast("Pool | None", claimed.existing)
+        if existing is not None and (differing := _differing(existing, request, fields)):
+            on_mismatch(existing, differing)
+        elif create_hold(client, request.identity, claimed.uuid, opened_by):
             return claimed
         # A search may still show it as live.
         request.ended[claimed.uuid] = find_confirmed(client.pools, claimed.uuid, request.pause)
@@ -334,19 +393,41 @@ def _acquire(client: QarnotClient, request: ClaimRequest, fields: Mapping[str, s
     )
 
 
-def _refuse_mismatch(existing: Any, name: str, fields: Mapping[str, str], fingerprint: str) -> None:
-    existing_fingerprint = label(existing.labels, "spec")
-    if not existing_fingerprint or existing_fingerprint == fingerprint:
-        return
+def _differing(existing: Pool, request: ClaimRequest, fields: Mapping[str, str]) -> str:
+    """Return the fields in which *existing* differs from the request; "" if it does not."""
+    fingerprint = label(existing.labels, "spec")
+    if not fingerprint or fingerprint == request.fingerprint:
+        return ""
     mismatched = mismatched_fields(fields, _unpacked(existing.labels.get(FIELDS_LABEL, "")))
-    shown = ["scaling (keep_warm, instance_count)" if field == "scaling" else field for field in mismatched]
+    spec = cast("PoolSpec", request.spec)
+    shown = [_scaling_parameters(spec, existing) if field == "scaling" else field for field in mismatched]
+    return ", ".join(shown) or "its specification"
+
+
+def _scaling_parameters(spec: PoolSpec, existing: Pool) -> str:
+    """Return "scaling" with the parameters of an operator that differ, if those of two pools with one policy do."""
+    policies = [one.policies if one is not None else () for one in (spec.scaling, existing.scaling)]
+    if any(len(one) != 1 for one in policies):
+        return "scaling"
+    own, other = (one[0] for one in policies)
+    parameters = {"keep_warm": "min_idle_time", "instance_count": "max_total_slots"}
+    names = [name for name, key in parameters.items() if getattr(own, key, None) != getattr(other, key, None)]
+    return f"scaling ({', '.join(names)})" if names else "scaling"
+
+
+def _refuse(existing: Pool, differing: str) -> None:
+    raise _mismatch(existing, differing, ())
+
+
+def _mismatch(existing: Pool, differing: str, users: Sequence[str]) -> QarnotSpecMismatchError:
     creator = HoldOwner(
         dag_id=label(existing.labels, "dag_id") or "?", run_id=label(existing.labels, "run_id") or "?"
     )
-    raise QarnotSpecMismatchError(
-        f"Shared pool {name!r} exists ({existing.uuid}, made by {creator}) and differs in {', '.join(shown)}. All "
-        "users of a shared pool must request the same one. Use the same parameters, share another name, or close that "
-        "pool first.",
+    used = f" It is used by {'; '.join(users[:MAX_NAMED])}." if users else ""
+    return QarnotSpecMismatchError(
+        f"Shared pool {label(existing.labels, 'shared')!r} exists ({existing.uuid}, made by {creator}) and differs in "
+        f"{differing}.{used} All users of a shared pool must request the same one. If the DAG was changed, clear this "
+        "task when no run uses the pool any more: it is replaced then. Else use the same parameters or another name.",
         kind="pool",
         ref=existing.uuid,
     )
@@ -369,10 +450,9 @@ def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str,
     A hold that cannot be created for another reason is only a warning. Without it the pool may be closed too early,
     which costs a boot.
     """
-    opened_by = opened_by if identity.map_index < 0 else f"{opened_by}[{identity.map_index}]"
-    name = HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id, opened_by=opened_by).to_name()
+    name = _hold_name(identity, opened_by)
     # Each try has a separate hold, because the suspended process of an earlier try releases its hold when it resumes.
-    mark = f"{TRY_TAG}{identity.try_number}" if opened_by else ""
+    mark = f"{TRY_TAG}{identity.try_number}" if opened_by or identity.map_index >= 0 else ""
     try:
         client.jobs.create(
             name,
@@ -390,6 +470,11 @@ def create_hold(client: QarnotClient, identity: TaskInstanceIdentity, pool: str,
         if not isinstance(error, QarnotNameTakenError):  # this try has created it before
             log.warning("Other DAG runs may not see that this one needs pool %s: %s", pool, error)
     return True
+
+
+def _hold_name(identity: TaskInstanceIdentity, opened_by: str) -> str:
+    opened_by = opened_by if identity.map_index < 0 else f"{opened_by}[{identity.map_index}]"
+    return HoldOwner(dag_id=identity.dag_id, run_id=identity.run_id, opened_by=opened_by).to_name()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -553,7 +638,7 @@ def user_of(client: QarnotClient, pool: Pool, alive: IsRunUnfinished) -> str:
     pool of one DAG run ends under them.
     """
     if label(pool.labels, "shared") is not None:
-        own, usage = HoldOwner(dag_id="", run_id=""), _usage_of(client, pool, _holds(client, owner_of(pool)))
+        own, usage = _NOBODY, _usage_of(client, pool, _holds(client, owner_of(pool)))
     else:
         own = HoldOwner(**run_of(pool)._asdict())
         usage = replace(_usage_of(client, pool, ()), unowned_tasks=0)

@@ -19,6 +19,7 @@ from airflow.utils.types import DagRunType
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.api.specs import TaskSpec
+from airflow_qarnot_pool.exceptions import QarnotSpecMismatchError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.operators import lingering
 from airflow_qarnot_pool.operators import open_ahead as module
@@ -389,6 +390,48 @@ def test_a_late_run_leaves_the_pool_that_was_opened_ahead_of_the_next(
     pool = nights.run("late")
     assert [one.uuid for one in nights.live()] == [pool] * stays
     assert nights.holds(pool) == [run_id] * stays
+
+
+# --- after a change of the parameters
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_a_run_replaces_the_pool_that_was_opened_or_kept_with_other_parameters(
+    is_ahead: bool, nights: Nights
+) -> None:
+    nights.group = {"linger": 1.0}
+    if is_ahead:
+        companion, old = nights.open_early()
+    else:
+        nights.stored = None
+        companion, old = nights.companion(), nights.run("before")
+        assert nights.live()
+    nights.group |= {"keep_warm": 2 * KEEP_WARM}
+    new = nights.slices("nodes.open_pool", "night").execute()
+    assert new != old
+    assert [one.uuid for one in nights.live()] == [new]
+    if is_ahead:
+        companion.resume("close_unclaimed")
+        assert [one.uuid for one in nights.live()] == [new]
+    assert nights.holds(new) == ["night"]
+
+
+def test_a_companion_replaces_the_pool_of_an_earlier_run_of_it_and_not_of_a_later(nights: Nights) -> None:
+    def run_id(minutes: int) -> str:
+        run_after = nights.start - LEAD + timedelta(minutes=minutes)
+        return AheadTimetable(nights.dags()[0].timetable, LEAD).generate_run_id(
+            run_type=DagRunType.SCHEDULED, run_after=pendulum.instance(run_after), data_interval=None
+        )
+
+    nights.slices("open_pool", run_id(0)).resume("open_in_time")
+    nights.group = {"keep_warm": 2 * KEEP_WARM}
+    nights.slices("open_pool", run_id(2)).resume("open_in_time")
+    (new,) = nights.live()
+    assert nights.holds(new.uuid) == [run_id(2)]
+    nights.group = {}
+    with pytest.raises(QarnotSpecMismatchError, match=r"scaling \(keep_warm\). It is used by DAG run"):
+        nights.slices("open_pool", run_id(1)).resume("open_in_time")
+    assert [one.uuid for one in nights.live()] == [new.uuid]
 
 
 # --- lingering

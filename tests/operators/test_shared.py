@@ -234,7 +234,9 @@ def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) ->
     with pytest.raises(QarnotSpecMismatchError) as refused:
         sharers.open("r2", pool_spec={"constants": {"A": "2"}}, instance_count=5)
     said = str(refused.value)
-    assert "differs in constants, scaling (keep_warm, instance_count)." in said
+    assert (
+        f"differs in constants, scaling (instance_count). It is used by DAG run r1 of {sharers.name}." in said
+    )
     assert pool in said
     assert f"DAG run r1 of {sharers.name}" in said
     assert "hush" not in said
@@ -242,6 +244,74 @@ def test_another_spec_is_refused_by_the_names_of_its_fields(sharers: Sharers) ->
     assert sharers.holds(pool) == ["r1"]
     assert not any("hush" in value for one in sharers.pools() for value in one.labels.values())
     assert sharers.open("r2", pool_spec={"constants": {"A": "1", "QARNOT_SECRET__B": "rotated"}}) == pool
+
+
+@ANY_SERVER
+def test_a_changed_dag_replaces_a_pool_that_no_run_uses(
+    qarnot: LocalQarnot, sharers: Sharers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    old = sharers.open("over")
+    sharers.states["over"] = "success"
+    new = sharers.open("r2", keep_warm=timedelta(hours=1))
+    assert sharers.live() == [new]
+    assert new != old
+    assert sharers.holds(old) == []
+    assert sharers.holds(new) == ["r2"]
+    assert f"({old}) differs in scaling (keep_warm), and no other DAG run uses it. Closing it" in caplog.text
+    assert creations(qarnot) == 2
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("changed_in", ["the own task", "another task of the run"])
+def test_only_the_task_that_opened_a_pool_replaces_it_after_a_change(
+    changed_in: str, sharers: Sharers
+) -> None:
+    old = sharers.open("r1")
+    if changed_in == "the own task":
+        new = sharers.open("r1", try_number=2, instance_count=3)
+        assert sharers.live() == [new]
+        assert new != old
+        old = new  # and the suspended process of the first try takes it back from no later one
+    with pytest.raises(QarnotSpecMismatchError, match=r"\(instance_count\). It is used by DAG run r1"):
+        run(
+            sharers.opens("r1", instance_count=5, task_id="open" if changed_in == "the own task" else "b"),
+            sharers.ti("r1", "open" if changed_in == "the own task" else "b"),
+        )
+    assert sharers.live() == [old]
+
+
+@ANY_SERVER
+def test_a_changed_dag_replaces_no_pool_on_which_a_run_works(sharers: Sharers) -> None:
+    pool = sharers.open("over")
+    sharers.states["over"] = "success"
+    labels = life_of(dag_id=sharers.name, run_id="works").labels(1, "")
+    sharers.client.tasks.create(TaskSpec(name="w", pool=pool, command="sleep 600", labels=labels))
+    with pytest.raises(QarnotSpecMismatchError, match="It is used by DAG run works"):
+        sharers.open("r2", instance_count=3)
+    assert sharers.live() == [pool]
+
+
+def test_two_runs_with_different_specs_replace_the_pool_of_the_other_once(
+    qarnot: LocalQarnot, sharers: Sharers
+) -> None:
+    """Another run with another spec takes the place whenever this one has closed the pool."""
+    old = sharers.open("over")
+    sharers.states["over"] = "success"
+    rivals: list[str] = []
+
+    def between(send: Any, call: Any) -> Any:
+        if call.method == "POST" and call.path == f"/pools/{(rivals or [old])[-1]}/close" and len(rivals) < 3:
+            answered = send()
+            rivals.append("")
+            rivals[-1] = sharers.open("over", try_number=9, instance_count=4)
+            return answered
+        return send()
+
+    with exchanging(between), pytest.raises(QarnotSpecMismatchError):
+        sharers.open("r2", instance_count=3)
+    assert len(rivals) == 1
+    assert creations(qarnot) == 2
 
 
 @ANY_SERVER
