@@ -14,6 +14,7 @@ from tests.executors import test_qarnot_executor as world
 from tests.executors.test_qarnot_executor import (
     Database,
     adoptable,
+    adopted_name,
     end,
     events,
     id_of,
@@ -197,7 +198,7 @@ def test_an_adoption_reports_nothing_and_of_some_only_those_unknown_are_looked_u
     executor: QarnotExecutor, database: Database
 ) -> None:
     there, absent, refused = workload("there"), workload("absent"), workload("refused")
-    sent(executor).known = {name(there): "uuid", name(absent): None}
+    sent(executor).known = {adopted_name(there): "uuid", adopted_name(absent): None}
     tis = [adoptable(each) for each in (there, absent, refused)]
     assert executor.try_adopt_task_instances(tis) == [tis[1]]
     assert [*sent(executor).watched.values()] == ["uuid", None]
@@ -230,7 +231,7 @@ def test_a_dump_for_debugging_shows_its_tasks_and_no_token(
     executor.queue_workload(waiting, session=None)  # type: ignore[arg-type]
     executor.debug_dump()
     shown = capsys.readouterr().out
-    for words in ("executor.queued_tasks (1)", "executor.running (1)", "'runs'", "'waits'"):
+    for words in ("executor.queued", "executor.running (1)", "'runs'", "'waits'"):
         assert words in shown
     assert "secret-token" not in shown
 
@@ -257,7 +258,7 @@ def test_the_tasks_of_an_executor_that_has_ended_are_adopted_by_the_next(
     executor.end()
     following = QarnotExecutor(parallelism=3)
     following._remote = world.Sent()  # type: ignore[assignment]
-    sent(following).known = {attempt.name: "uuid"}
+    sent(following).known = {adopted_name(one): "uuid"}
     assert following.try_adopt_task_instances([adoptable(one)]) == []
     (adopted,) = sent(following).watched
-    assert (adopted.name, adopted.key) == (attempt.name, attempt.key)
+    assert (adopted.name, adopted.key) == (adopted_name(one), attempt.key)
