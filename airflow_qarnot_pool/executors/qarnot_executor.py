@@ -430,6 +430,13 @@ class QarnotExecutor(BaseExecutor):
             return [], [f"The output on Qarnot could not be read: {error}"]
         return [f"Output of Qarnot task {name}" for name in names], task_log(client, names)
 
+    def debug_dump(self) -> None:
+        """Log the tasks of this executor, for SIGUSR2. Airflow before 3.2 would log their tokens, too."""
+        from airflow.executors.workloads import ExecuteTask
+
+        ExecuteTask.model_fields["token"].repr = False
+        super().debug_dump()  # type: ignore[no-untyped-call]
+
     def terminate(self) -> None:
         """Do nothing: Qarnot tasks that run stay, and the next scheduler adopts them."""
 
