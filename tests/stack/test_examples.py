@@ -1,4 +1,4 @@
-"""Every example runs on a real scheduler, and leaves its pool closed."""
+"""Every example runs on a real scheduler, and leaves its pool closed, or without nodes that stay on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ CONF: dict[str, dict[str, Any]] = {
 }
 #: What they do for the pools of others has tests of its own.
 WITHOUT_POOL = ("qarnot_cost_report", "qarnot_executor", "qarnot_maintenance")
+#: Keeps its pool for the next scheduled run. Its nodes shut down by keep_warm.
+LINGERS = "qarnot_on_time"
 
 
 @pytest.mark.parametrize("example", sorted(file.stem for file in EXAMPLES.glob("qarnot_*.py")))
@@ -38,6 +40,11 @@ def test_example_on_a_real_scheduler(world: World, example: str) -> None:
         assert work
         assert {one.state for one in work} == {"Success"}
         (pool,) = {one.pool for one in work}
+        if example == LINGERS:
+            scaling = client.pools.get(str(pool)).scaling
+            assert scaling is not None
+            assert [getattr(one, "min_total_slots", None) for one in scaling.policies] == [0]
+            return
         world.wait(
             lambda: client.pools.get(str(pool)).state == "Closed", f"the pool of {example} to be closed"
         )
