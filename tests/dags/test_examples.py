@@ -172,10 +172,11 @@ def test_a_dear_run_asks_with_the_estimate_and_the_curve(monkeypatch: pytest.Mon
         "start",
         "start",
     ]
-    found = {"euros": 0.6, "runs": 2, "table": "4  11 min  0.6000 EUR"}
+    found = {"euros": 0.6, "limit": 1.2, "runs": 2, "table": "4  11 min  0.6000 EUR"}
     context = {"dag": dag, "ti": SimpleNamespace(xcom_pull=lambda task_ids: {"estimate": found}[task_ids])}
     assert ask.render_template(ask.subject, context) == "Spend about 0.60 EUR on qarnot_ask_before_cost?"
     assert "The mean of 2 runs at each size" in ask.render_template(ask.body, context)
+    assert "Its pool is closed above 1.20 EUR" in ask.render_template(ask.body, context)
     assert found["table"] in ask.render_template(ask.body, context)
 
 

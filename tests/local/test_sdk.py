@@ -579,7 +579,7 @@ def test_deleting_a_task_that_runs(sdk: qarnot.Connection, pool: qarnot.pool.Poo
     pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     task.delete()
     until(lambda: task.uuid not in {t.uuid for t in sdk.tasks()})
-    assert not Path(f"/proc/{pid}").exists()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 # ---- finding -------------------------------------------------------------------------------------
