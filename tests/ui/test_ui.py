@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -12,7 +14,7 @@ from tests.plugins.conftest import Maker, identity
 from tests.ui import MISFITS
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from airflow_qarnot_pool.local import LocalQarnot
     from tests.ui.browser import Browser
@@ -106,11 +108,19 @@ def test_the_connection_is_made_in_its_form_and_tested(
     assert stored["conn_type"] == "qarnot"
 
 
+@pytest.fixture
+def until_seen() -> Iterator[Path]:
+    """A script that ends when there is a file ``seen`` beside it. Its path is short, because the form is slow."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "w"
+        script.write_text(f"until [ -e {folder}/seen ]; do sleep 0.1; done\n")
+        yield script
+
+
 @pytest.mark.usefixtures("connected")
 def test_a_run_from_the_form_to_the_closed_pool(
-    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, tmp_path: Path
+    browser: Browser, airflow: AirflowStack, qarnot_of_ui: LocalQarnot, until_seen: Path
 ) -> None:
-    seen = tmp_path / "seen"
     airflow.wait_dag("qarnot_params")
     airflow.api("PATCH", "dags/qarnot_params", {"is_paused": False})
     browser.go(PAGE)
@@ -120,7 +130,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
     browser.unfold("[role=dialog] input[name=element_items]", "The work")
     browser.write("[role=dialog] input[name=element_items]", "2")
     browser.unfold("[role=dialog] [name=element_command]", "The work")
-    browser.write("[role=dialog] [name=element_command]", f"sh -c 'until [ -e {seen} ]; do sleep 0.1; done'")
+    browser.write("[role=dialog] [name=element_command]", f"sh {until_seen}")
     browser.shot("trigger-form")
     browser.click("[role=dialog] button", "Trigger")
     [run] = browser.wait(lambda: airflow.api("GET", "dags/qarnot_params/dagRuns")["dag_runs"], "the run")
@@ -164,7 +174,7 @@ def test_a_run_from_the_form_to_the_closed_pool(
         assert width < 1400, "Airflow's grid is beside it"
         assert not misfits
 
-    seen.touch()
+    until_seen.with_name("seen").touch()
     browser.go(PAGE)
     page_shows(browser, "tr[data-uuid]", "Closed")
     page_shows(browser, "tr[data-uuid]", "2 done")
