@@ -88,13 +88,13 @@ def dockerfile(here: Installed, requirements: str | None = None) -> str:
         lines += [
             f"# Not from an index: {', '.join(own)}. Put their wheels into the folder wheels, beside this file:",
             "# pip wheel --no-deps --wheel-dir wheels SOURCE-FOLDER",
-            "COPY wheels /tmp/wheels",
+            "COPY wheels wheels",
         ]
     if requirements:
-        lines += [f"COPY {requirements} /tmp/requirements.txt"]
+        lines += [f"COPY {requirements} requirements.txt"]
     constraints = _CONSTRAINTS.format(airflow=here.airflow, python=here.python)
-    options = ["--no-cache-dir", *(["--find-links /tmp/wheels"] if own else [])]
-    last = ["-r /tmp/requirements.txt"] if requirements else []
+    options = ["--no-cache-dir", *(["--find-links wheels"] if own else [])]
+    last = ["-r requirements.txt"] if requirements else []
     words = [*options, *(f'"{pin}"' for pin in pins), *last]
     lines += [
         f"# If pip needs to choose further versions, add: --constraint {constraints}",

@@ -35,10 +35,10 @@ def test_the_dockerfile_has_this_airflow_this_python_and_these_providers() -> No
 def test_requirements_and_packages_that_no_index_has_are_copied() -> None:
     here = Installed(python="3.12", packages=HERE.packages, local=["airflow-qarnot-pool"])
     lines = dockerfile(here, "dags.txt").splitlines()
-    assert "COPY wheels /tmp/wheels" in lines
-    assert "    --find-links /tmp/wheels \\" in lines
-    assert "COPY dags.txt /tmp/requirements.txt" in lines
-    assert "    -r /tmp/requirements.txt" in lines
+    assert "COPY wheels wheels" in lines
+    assert "    --find-links wheels \\" in lines
+    assert "COPY dags.txt requirements.txt" in lines
+    assert "    -r requirements.txt" in lines
 
 
 def test_what_is_installed_here_is_read_from_the_distributions() -> None:
