@@ -63,9 +63,9 @@ def test_a_parallelism_below_1_is_refused(parallelism: int, monkeypatch: pytest.
 
 
 def test_workloads_that_are_no_tasks_are_refused_when_they_are_queued(executor: QarnotExecutor) -> None:
-    for kind, error in (("ExecuteCallback", NotImplementedError), ("TestConnection", NotImplementedError)):
+    for kind in ("ExecuteCallback", "TestConnection"):
         if (model := getattr(workloads, kind, None)) is not None:
-            with pytest.raises(error, match=kind):
+            with pytest.raises(NotImplementedError, match=kind):
                 executor.queue_workload(model.model_construct(), session=None)
     with pytest.raises(ValueError, match="SimpleNamespace"):
         executor.queue_workload(SimpleNamespace(), session=None)  # type: ignore[arg-type]
