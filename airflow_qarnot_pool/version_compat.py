@@ -11,8 +11,9 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow import __version__ as airflow_version
 
@@ -250,6 +251,17 @@ def session_of_thread() -> Any:
 
     session: Any = settings.Session
     return session() if hasattr(session, "registry") and session.registry.has() else None
+
+
+def instance_ids(ids: Iterable[UUID | str]) -> list[Any]:
+    """Return ids of task instances as the type of their column in Airflow's database, for ``in_()`` and ``==``.
+
+    A text in 3.1, a UUID from 3.2 on. The other type finds no row, or is refused by PostgreSQL. *ids* must be valid.
+    """
+    from airflow.models.taskinstance import TaskInstance
+
+    as_uuid = getattr(TaskInstance.id.type, "as_uuid", False)
+    return [UUID(str(each)) if as_uuid else str(each) for each in ids]
 
 
 def hook_lineage_collector() -> Any:

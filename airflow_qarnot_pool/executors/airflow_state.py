@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.executors.running import FAILED, REQUEUED, Attempt, Instance
+from airflow_qarnot_pool.version_compat import instance_ids
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -117,7 +118,7 @@ def _still_queued(attempt: Attempt, job_id: Any) -> list[Any]:
     from airflow.utils.state import TaskInstanceState
 
     conditions: list[Any] = [
-        TaskInstance.id.in_(_as_ids([attempt.instance_id])),
+        TaskInstance.id.in_(instance_ids([attempt.instance_id])),
         TaskInstance.state == TaskInstanceState.QUEUED,
     ]
     if attempt.external_id:
@@ -131,14 +132,4 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[Any]]:
     # A Qarnot task may have any text as its tag.
     wanted = sorted({each for each in ids if is_uuid(each)})
     for start in range(0, len(wanted), CHUNK):
-        yield _as_ids(wanted[start : start + CHUNK])
-
-
-def _as_ids(ids: Iterable[str]) -> list[Any]:
-    """Return ids as the type of their column, which is text before Airflow 3.2 and a UUID from then on."""
-    from uuid import UUID
-
-    from airflow.models.taskinstance import TaskInstance
-
-    as_uuid = getattr(TaskInstance.id.type, "as_uuid", False)
-    return [UUID(each) if as_uuid else each for each in ids]
+        yield instance_ids(wanted[start : start + CHUNK])

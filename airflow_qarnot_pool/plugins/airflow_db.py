@@ -19,6 +19,7 @@ from sqlalchemy import select, tuple_
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.plugins.rows import Closings, RunFacts
+from airflow_qarnot_pool.version_compat import instance_ids
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,11 @@ def instance_states(instances: Sequence[UUID]) -> dict[UUID, str]:
     states: dict[UUID, str] = {}
     with create_session() as session:
         for start in range(0, len(instances), 500):
+            chunk = instance_ids(instances[start : start + 500])
             for column, state in (
                 (TaskInstanceHistory.task_instance_id, TaskInstanceHistory.state),
                 (TaskInstance.id, TaskInstance.state),
             ):
-                # A text before Airflow 3.2.
-                is_uuid = getattr(column.type, "as_uuid", False)
-                chunk = [each if is_uuid else str(each) for each in instances[start : start + 500]]
                 for instance, value in session.execute(select(column, state).where(column.in_(chunk))):
                     states[UUID(str(instance))] = (
                         "none" if value is None else str(getattr(value, "value", value))
