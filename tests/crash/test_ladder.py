@@ -56,7 +56,7 @@ class Loss:
         )
         deferred, _ = defer(self._make, ti := FakeTI(run_id=run_id, max_tries=1))
         (node,) = eventually(self._nodes, say="the node")
-        eventually(self.ran.exists, say="the start of the command")
+        eventually(lambda: self.ran.exists() and self.ran.read_text(), say="the start of the command")
         qarnot.kill_node(node)
         self._resume = deferred.method_name, {"event": fire(deferred)}
         self._xcoms = ti.xcoms

@@ -488,7 +488,7 @@ def test_the_finished_items_of_an_aborted_qarnot_task_do_not_run_again(
 
     first, second = tries(run_id, 2)
     deferred, context = defer(make, first)
-    eventually(lambda: (tmp_path / "2").exists())
+    eventually(lambda: (tmp_path / "2").exists() and (tmp_path / "2").read_text())
     client.tasks.abort(first.xcoms["qarnot_task"])
     with pytest.raises(QarnotTaskCancelledError):
         resume(make, deferred, context)

@@ -365,7 +365,7 @@ def test_an_instance_of_a_lost_node_runs_again_where_retries_allow_it(world: Wor
     world.server.advance_clock(BOOT)
     script = f"sh -c 'echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 2 || sleep 600'"
     task = world.task(pool, script, retrySettings={"maxPerInstanceRetries": 1})
-    until(lambda: (tmp_path / "tries").exists())
+    until(lambda: (tmp_path / "tries").exists() and (tmp_path / "tries").read_text())
     world.server.kill_node(world.server.nodes()[0]["id"])
     until(lambda: world.look("tasks", task)["runningInstanceCount"] == 0)
     world.server.advance_clock(BOOT)
