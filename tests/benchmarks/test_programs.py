@@ -204,9 +204,9 @@ def test_the_light_client_starts_a_task_with_its_token_and_ends_it_with_the_next
 
     with HTTPServer(("127.0.0.1", 0), Api) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        workload = json.dumps({"token": "first", "ti": {"id": "some-id"}})
+        workload = json.dumps({"token": "first", "ti": {"id": "some-id", "dag_id": "some"}})
         url = f"http://127.0.0.1:{server.server_port}/execution/"
-        settings = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url, light_workload.SECONDS: "0"}
+        settings = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url, light_workload.SECONDS: '{"some": 0}'}
         constants = node.pack({"workload": workload, "environment": settings}, 1000)
         subprocess.run([sys.executable, "-IS", light_workload.__file__], env=constants, check=True)
         server.shutdown()
