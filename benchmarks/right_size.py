@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from airflow_qarnot_pool.sizing import curve
-from airflow_qarnot_pool.sizing.curve import TOLERANCE, Record, SizePoint, choose, points_of
+from airflow_qarnot_pool.sizing.curve import TOLERANCE, PastRun, SizePoint, choose, points_of
 from airflow_qarnot_pool.sizing.demand import upstreams_of
 from benchmarks.report import Report, main
 from benchmarks.virtual_qarnot import Lags, Outcome, Shape, Step, run
@@ -112,7 +112,7 @@ def _graph(random_: random.Random) -> list[Step]:
     return steps
 
 
-def record_of(shape: Shape, outcome: Outcome, *, knows_dag: bool = True) -> Record:
+def record_of(shape: Shape, outcome: Outcome, *, knows_dag: bool = True) -> PastRun:
     """Return the record of a run.
 
     :param knows_dag: whether the tasks upstream of each task are known.
@@ -175,7 +175,7 @@ def measure_shape(seed: int) -> Errors:
     )
 
 
-def _points(record: Record, per_node: int) -> dict[int, SizePoint]:
+def _points(record: PastRun, per_node: int) -> dict[int, SizePoint]:
     return {point.size: point for point in points_of([record], LARGEST * per_node)}
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.fields import is_uuid
-from airflow_qarnot_pool.executors.running import FAILED, REQUEUED, Attempt, Instance
+from airflow_qarnot_pool.executors.running import FAILED, REQUEUED, Attempt, InstanceRow
 from airflow_qarnot_pool.version_compat import instance_ids
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CHUNK = 500
 
 
-def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[str, Instance]:
+def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[str, InstanceRow]:
     """Return the task instances of *ids* that exist, by id.
 
     :param job_id: the job of this scheduler.
@@ -36,7 +36,9 @@ def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[st
         query = select(*columns).where(TaskInstance.id.in_(chunk))
         for each_id, state, external_id, queued_by in session.execute(query):
             text = None if state is None else str(getattr(state, "value", state))
-            found[str(each_id)] = Instance(state=text, external_id=external_id, is_ours=queued_by == job_id)
+            found[str(each_id)] = InstanceRow(
+                state=text, external_id=external_id, is_ours=queued_by == job_id
+            )
     return found
 
 

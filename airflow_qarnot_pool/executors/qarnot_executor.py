@@ -17,9 +17,9 @@ from airflow_qarnot_pool.executors.running import (
     UNNEEDED_RUNNING_FOR,
     Attempt,
     End,
-    Instance,
+    EndAction,
+    InstanceRow,
     Outcome,
-    Verdict,
     is_overdue,
     judge,
     left_on,
@@ -235,38 +235,38 @@ class QarnotExecutor(BaseExecutor):
             with create_session() as session:
                 ids = [end.attempt.instance_id for end in ends]
                 instances = airflow_state.read_instances(session, ids, self.job_id)
-                verdicts = [(end, self._judge(end, instances)) for end in ends]
-                for end, verdict in verdicts:
-                    if verdict is Verdict.REQUEUE:
+                actions = [(end, self._judge(end, instances)) for end in ends]
+                for end, action in actions:
+                    if action is EndAction.REQUEUE:
                         airflow_state.requeue(session, end.attempt, self.job_id)
-                    elif verdict is Verdict.RESET:
+                    elif action is EndAction.RESET:
                         airflow_state.reset(session, end.attempt, self.job_id)
         except SQLAlchemyError as error:
             self.log.warning("The ends of %d tasks are reported later: %s", len(ends), error)
             return
         self._unreported = []
-        for end, verdict in verdicts:
-            self._carry_out(end, verdict)
+        for end, action in actions:
+            self._carry_out(end, action)
 
-    def _judge(self, end: End, instances: dict[str, Instance]) -> Verdict:
+    def _judge(self, end: End, instances: dict[str, InstanceRow]) -> EndAction:
         key = end.attempt.key
         # An attempt that was replaced or dropped has no report.
         if self._newest.get(key) != end.attempt.name or (
             not end.attempt.external_id and key in self.queued_tasks
         ):
-            return Verdict.FORGET
+            return EndAction.FORGET
         return judge(end, instances.get(end.attempt.instance_id), self._requeues[key])
 
-    def _carry_out(self, end: End, verdict: Verdict) -> None:
+    def _carry_out(self, end: End, action: EndAction) -> None:
         key = end.attempt.key
         requeues = self._requeues[key]
         self._forget(end.attempt)
-        if verdict is Verdict.SUCCESS:
+        if action is EndAction.SUCCESS:
             self.success(key)
-        elif verdict is Verdict.FAIL:
+        elif action is EndAction.FAIL:
             metrics.incr("executor.lost", pool=end.attempt.pool)
             self._fail(key, end.reason or f"Its Qarnot task {end.attempt.name} has failed")
-        elif verdict is Verdict.REQUEUE:
+        elif action is EndAction.REQUEUE:
             metrics.incr("executor.requeued", pool=end.attempt.pool)
             self.log.info("%s never started on Qarnot, queueing it again: %s", key, end.reason)
             extra = end.reason
@@ -275,7 +275,7 @@ class QarnotExecutor(BaseExecutor):
                 extra = f"{requeues} of {MAX_REQUEUES}: {end.reason}"
             self._requeues[key] = requeues
             self.log_task_event(event=REQUEUED, extra=extra, ti_key=key)
-        elif verdict is Verdict.RESET:
+        elif action is EndAction.RESET:
             self.log.info("%s was not submitted by the scheduler before, resetting it", key)
 
     def _fail(self, key: Any, reason: str) -> None:

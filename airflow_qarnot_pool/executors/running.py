@@ -113,7 +113,7 @@ class End:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instance:
+class InstanceRow:
     """A task instance as Airflow's database has it.
 
     :param is_ours: whether this scheduler has queued it, or adopted it.
@@ -132,7 +132,7 @@ class Instance:
         return not self.is_replaced(attempt) and (bool(attempt.external_id) or self.is_ours)
 
 
-class Verdict(Enum):
+class EndAction(Enum):
     """What the end of an attempt means for Airflow."""
 
     #: Report success: the task has told Airflow its state itself, or was told to end.
@@ -148,7 +148,7 @@ class Verdict(Enum):
     FORGET = auto()
 
 
-def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
+def judge(end: End, instance: InstanceRow | None, requeues: int) -> EndAction:
     """Decide what the end of an attempt means.
 
     :param instance: None if Airflow has no task instance of that id any more.
@@ -156,31 +156,31 @@ def judge(end: End, instance: Instance | None, requeues: int) -> Verdict:
     """
     if instance is None:
         # A task that is cleared while it runs has another id at once, and waits for the report to run again.
-        return Verdict.SUCCESS
+        return EndAction.SUCCESS
     if not instance.has(end.attempt):
-        return Verdict.FORGET
+        return EndAction.FORGET
     if instance.state == "queued":
         return _judge_unstarted(end.outcome, requeues)
     if instance.state == "running" and end.outcome is not Outcome.SUCCESS:
-        return Verdict.FAIL
+        return EndAction.FAIL
     is_reported = instance.state in _LIVE_STATES or instance.state in _FINAL_STATES
-    return Verdict.SUCCESS if is_reported else Verdict.FORGET
+    return EndAction.SUCCESS if is_reported else EndAction.FORGET
 
 
-def _judge_unstarted(outcome: Outcome, requeues: int) -> Verdict:
+def _judge_unstarted(outcome: Outcome, requeues: int) -> EndAction:
     """Decide about an attempt whose start Airflow never saw, which includes a command that ended too early."""
     if outcome is Outcome.MISSING:
-        return Verdict.RESET
+        return EndAction.RESET
     if outcome is Outcome.WAITED:
-        return Verdict.REQUEUE
+        return EndAction.REQUEUE
     if outcome is Outcome.REFUSED or requeues >= MAX_REQUEUES:
-        return Verdict.FAIL
-    return Verdict.REQUEUE
+        return EndAction.FAIL
+    return EndAction.REQUEUE
 
 
 def unneeded(
     attempts: Mapping[str, Attempt],
-    instances: Mapping[str, Instance],
+    instances: Mapping[str, InstanceRow],
     since: Mapping[str, float],
     now: float,
 ) -> dict[str, float]:
@@ -203,7 +203,7 @@ def unneeded(
 
 def left_on(
     found: Mapping[str, str],
-    instances: Mapping[str, Instance],
+    instances: Mapping[str, InstanceRow],
     replaced: Collection[str],
     since: Mapping[str, float],
     now: float,

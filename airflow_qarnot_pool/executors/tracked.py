@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.executors.pool import PoolKey
     from airflow_qarnot_pool.executors.running import Attempt
-    from airflow_qarnot_pool.executors.watches import Watch
+    from airflow_qarnot_pool.executors.watches import CallbackSubscriber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Tracked:
     #: None for an attempt of another scheduler.
     submission: Submission | None = None
     uuid: str | None = None
-    watch: Watch | None = None
+    watch: CallbackSubscriber | None = None
     is_sending: bool = False
     #: Whether it may exist on Qarnot without a known uuid.
     is_unclear: bool = False

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False, slots=True)
-class Watch(Subscriber):
+class CallbackSubscriber(Subscriber):
     """A subscriber of the poller that hands each update to a function, because nothing awaits it."""
 
     on_update: Callable[[Pool | Task | Exception], None] | None = None
@@ -33,16 +33,18 @@ class Watches:
         self._loop = asyncio.get_running_loop()
         self._poller: Poller | None = None
 
-    def add(self, uuid: str, interval: float, on_update: Callable[[Pool | Task | Exception], None]) -> Watch:
+    def add(
+        self, uuid: str, interval: float, on_update: Callable[[Pool | Task | Exception], None]
+    ) -> CallbackSubscriber:
         """Watch the Qarnot task *uuid*, which is polled every *interval* seconds."""
         if self._poller is None or self._poller.closed:
             self._poller = Poller(self._conn_id, "task")
         scope = PollKey(id(self._loop), self._conn_id, "task", "executor")
-        watch = Watch(scope, uuid, False, interval, False, on_update=on_update)
+        watch = CallbackSubscriber(scope, uuid, False, interval, False, on_update=on_update)
         self._poller.add(watch)
         return watch
 
-    def remove(self, watch: Watch) -> None:
+    def remove(self, watch: CallbackSubscriber) -> None:
         """End a watch."""
         watch.on_update = None
         if self._poller is not None:
@@ -50,6 +52,6 @@ class Watches:
             self._loop.call_soon(_unsubscribe, self._poller, watch)
 
 
-def _unsubscribe(poller: Poller, watch: Watch) -> None:
+def _unsubscribe(poller: Poller, watch: CallbackSubscriber) -> None:
     poller.remove(watch)
     poller.stop_if_idle()

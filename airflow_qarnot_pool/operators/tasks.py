@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.operators.bases.command_result import CommandResult
     from airflow_qarnot_pool.ownership.decisions import RemoteSnapshot
-    from airflow_qarnot_pool.ownership.fan_out import FanOutProgress, FanOutState, Round, Submission
+    from airflow_qarnot_pool.ownership.fan_out import FanOutProgress, FanOutState, ItemSubmission, Round
     from airflow_qarnot_pool.triggers.base import QarnotTrigger
 
 #: Qarnot tasks in one bulk request.
@@ -745,7 +745,7 @@ class QarnotRunTasksOperator(TaskOperator):
         self,
         specs: Sequence[TaskSpec],
         fingerprints: Sequence[str],
-        wanted: Sequence[Submission],
+        wanted: Sequence[ItemSubmission],
         identity: TaskInstanceIdentity,
     ) -> _SubmitResult:
         """Submit these, and make room for them under a full quota as long as that succeeds."""
@@ -758,7 +758,7 @@ class QarnotRunTasksOperator(TaskOperator):
 
         sent, labels = _SubmitResult(), self._item_labels(specs, fingerprints)
 
-        def stamped(one: Submission) -> TaskSpec:
+        def stamped(one: ItemSubmission) -> TaskSpec:
             spec, item = specs[one.index], identity.for_item(one.index)
             made: TaskSpec = with_identity(spec, item, one.generation, fingerprints[one.index], labels)
             return made
@@ -797,8 +797,8 @@ class QarnotRunTasksOperator(TaskOperator):
         return {**self._labels, SPECS_LABEL: specs_digest(fingerprints)}
 
     def _send(
-        self, chunk: Sequence[Submission], specs: Sequence[TaskSpec], sent: _SubmitResult
-    ) -> Sequence[Submission]:
+        self, chunk: Sequence[ItemSubmission], specs: Sequence[TaskSpec], sent: _SubmitResult
+    ) -> Sequence[ItemSubmission]:
         """Submit *chunk* with one request; return those for which the account's quota has no room."""
         try:
             results = self.client.tasks.create_many(specs)

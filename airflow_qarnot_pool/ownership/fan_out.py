@@ -21,7 +21,7 @@ IndexAndGeneration = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submission:
+class ItemSubmission:
     """An item to submit, and the generation of its Qarnot task."""
 
     index: int
@@ -93,7 +93,7 @@ class FanOutState:
     running: Mapping[int, str] = field(default_factory=dict)
     #: Generation by item, of the running Qarnot tasks.
     generations: Mapping[int, int] = field(default_factory=dict)
-    waiting: Sequence[Submission] = ()
+    waiting: Sequence[ItemSubmission] = ()
     #: Unwanted Qarnot tasks: doubles, and those of earlier lineages and other specs.
     end: Sequence[str] = ()
 
@@ -107,7 +107,7 @@ class FanOutState:
         """Whether all items have ended."""
         return self.done == self.total
 
-    def next(self, limit: int) -> Sequence[Submission]:
+    def next(self, limit: int) -> Sequence[ItemSubmission]:
         """Return the items to submit now, with at most *limit* in flight."""
         return self.waiting[: max(0, limit - len(self.running))]
 
@@ -198,7 +198,7 @@ def fan_out_state(
     failed: dict[int, str | None] = {}
     running: dict[int, str] = {}
     generations: dict[int, int] = {}
-    waiting: list[Submission] = []
+    waiting: list[ItemSubmission] = []
     for index, fingerprint in enumerate(fingerprints):
         of_item = by_item.get(index, [])
         plan = decide(identity, of_item, fingerprint)
@@ -213,7 +213,7 @@ def fan_out_state(
         ]
         outcome = _outcome_of(index, plan.use, identity, own, progress, closed_pools)
         if outcome is None:
-            waiting.append(Submission(index=index, generation=plan.generation))
+            waiting.append(ItemSubmission(index=index, generation=plan.generation))
         else:
             (succeeded if outcome.is_success else failed)[index] = outcome.uuid
     return FanOutState(

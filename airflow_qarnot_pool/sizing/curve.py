@@ -44,7 +44,7 @@ class SizePoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class PastRun:
     """A past run: its demand, and what it took and cost."""
 
     demand: Demand
@@ -106,7 +106,7 @@ class Curve:
         }
 
 
-def record_of(pool: Pool, cost: PoolCost, upstreams: Upstreams | None, now: datetime) -> Record | None:
+def record_of(pool: Pool, cost: PoolCost, upstreams: Upstreams | None, now: datetime) -> PastRun | None:
     """Return the record of a run; None if its figures are unknown, or another size would say nothing.
 
     A pool of several runs has none, because its life is not the makespan of one.
@@ -123,11 +123,11 @@ def record_of(pool: Pool, cost: PoolCost, upstreams: Upstreams | None, now: date
         return None
     last = max(task.ended for task in cost.useful if task.has_run and task.ended)
     seconds = (last - cost.created).total_seconds()
-    record = _fitted(Record(demand=demand, seconds=seconds, node_seconds=paid, euros=euros))
+    record = _fitted(PastRun(demand=demand, seconds=seconds, node_seconds=paid, euros=euros))
     return record if max(record.errors) <= MAX_ERROR else None
 
 
-def _fitted(record: Record) -> Record:
+def _fitted(record: PastRun) -> PastRun:
     """Return *record* with boots that explain it best, if a warm-up has shown the first boots only."""
     demand = record.demand
     nodes, shortest = -(-demand.size // demand.slots_per_node), demand.boots[0]
@@ -158,13 +158,13 @@ def sizes_for(demands: Sequence[Demand], largest: int | None = None) -> list[int
     return sorted(sizes | {size for size in recorded if largest is None or size <= largest})
 
 
-def curve_of(record: Record, largest: int | None = None) -> Curve:
+def curve_of(record: PastRun, largest: int | None = None) -> Curve:
     """Return the curve of one run."""
     points = points_of([record], largest)
     return Curve(tuple(points), record.actual, choose(points), record.demand.slots_per_node)
 
 
-def points_of(records: Sequence[Record], largest: int | None = None) -> list[SizePoint]:
+def points_of(records: Sequence[PastRun], largest: int | None = None) -> list[SizePoint]:
     """Return the mean of several runs at each size."""
     points = []
     for size in sizes_for([record.demand for record in records], largest):
@@ -186,7 +186,7 @@ def choose(points: Sequence[SizePoint], tolerance: float = TOLERANCE) -> SizePoi
     return min((p for p in points if p.seconds <= limit), key=lambda p: (p.euros, p.size))
 
 
-def table_of(records: Sequence[Record]) -> str:
+def table_of(records: Sequence[PastRun]) -> str:
     """Return a table of sizes as text, which marks the recorded sizes and the one to choose."""
     points = points_of(records)
     chosen, recorded = choose(points), {record.demand.size for record in records}

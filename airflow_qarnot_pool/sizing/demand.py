@@ -82,7 +82,7 @@ class SizeRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WarmUp:
+class WarmUpTask:
     """The Qarnot task that boots all nodes.
 
     :param at: seconds from the creation of the pool to its submission.
@@ -108,7 +108,7 @@ class Demand:
     size: int
     slots_per_node: int = 1
     rule: SizeRule = SizeRule()
-    warm_up: WarmUp | None = None
+    warm_up: WarmUpTask | None = None
     boots: tuple[float, ...] = (0.0,)
     tail: float = 0.0
 
@@ -346,12 +346,14 @@ def _boots(
     return (max(0.0, _end(first).timestamp() - _arrival(first) - max(_seconds(first))),)
 
 
-def _warm_up(warm: TaskUsage | None, created: datetime, boots: Sequence[float], nodes: int) -> WarmUp | None:
+def _warm_up(
+    warm: TaskUsage | None, created: datetime, boots: Sequence[float], nodes: int
+) -> WarmUpTask | None:
     if warm is None:
         return None
     waits_for_all = len(boots) >= nodes
     at = _arrival(warm) - created.timestamp()
     lasted = _end(warm).timestamp() - _arrival(warm)
-    return WarmUp(
+    return WarmUpTask(
         at=at, lag=max(0.0, lasted - boots[-1 if waits_for_all else 0]), waits_for_all=waits_for_all
     )

@@ -13,7 +13,7 @@ from airflow_qarnot_pool.api import filters
 from airflow_qarnot_pool.costs.model import pool_cost
 from airflow_qarnot_pool.costs.queries import UNKNOWN_FIGURE, suppress_deleted
 from airflow_qarnot_pool.ownership.identity import is_ending, is_ours, label, namespace_tag
-from airflow_qarnot_pool.sizing.curve import Record, choose, points_of, record_of, table_of
+from airflow_qarnot_pool.sizing.curve import PastRun, choose, points_of, record_of, table_of
 from airflow_qarnot_pool.sizing.demand import Upstreams, upstreams_of
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def ended_pools(client: QarnotClient, namespace: str, dag_id: str) -> dict[PoolO
 
 def records_of(
     client: QarnotClient, pools: Iterable[Pool], upstreams: Upstreams | None, max_runs: int = MAX_RUNS
-) -> list[Record]:
+) -> list[PastRun]:
     """Return the records of the first *max_runs* pools that have one. This takes three requests for each pool."""
-    records: list[Record] = []
+    records: list[PastRun] = []
     for pool, _ in zip(pools, range(max_runs + MAX_READS - MAX_RUNS), strict=False):
         with suppress_deleted():
             record = _record(client, pool.uuid, upstreams)
@@ -78,7 +78,7 @@ def records_of(
     return records
 
 
-def _record(client: QarnotClient, uuid: str, upstreams: Upstreams | None) -> Record | None:
+def _record(client: QarnotClient, uuid: str, upstreams: Upstreams | None) -> PastRun | None:
     pool = client.pools.get(uuid)
     tasks = client.pools.tasks(uuid)
     euros = None

@@ -20,7 +20,7 @@ from airflow_qarnot_pool.executors.running import (
     REQUEUED,
     Attempt,
     End,
-    Instance,
+    InstanceRow,
     Outcome,
     name_of,
 )
@@ -85,13 +85,13 @@ class Database:
     """Takes the place of Airflow's database."""
 
     def __init__(self) -> None:
-        self.instances: dict[str, Instance] = {}
+        self.instances: dict[str, InstanceRow] = {}
         self.replaced: set[str] = set()
         self.requeued: list[str] = []
         self.reset: list[str] = []
         self.is_away = False
 
-    def read(self, session: Any, ids: Iterable[str], job_id: Any) -> dict[str, Instance]:
+    def read(self, session: Any, ids: Iterable[str], job_id: Any) -> dict[str, InstanceRow]:
         from sqlalchemy.exc import OperationalError
 
         if self.is_away:
@@ -170,7 +170,7 @@ def queue(executor: QarnotExecutor, database: Database, *queued: Any) -> None:
 
 
 def state_of(database: Database, of: Any, state: str) -> None:
-    database.instances[str(of.ti.id)] = Instance(state=state, external_id=id_of(of))
+    database.instances[str(of.ti.id)] = InstanceRow(state=state, external_id=id_of(of))
 
 
 def id_of(of: Any) -> str | None:
@@ -381,7 +381,7 @@ def test_what_no_scheduler_watches_and_airflow_does_not_need_is_aborted_after_a_
             assert sent(executor).sweeps == count
 
     sweeps((0, 0), (299, 0), (1, 1), (3599, 1), (1, 2))
-    database.instances |= {"over": Instance(state="success"), "running": Instance(state="running")}
+    database.instances |= {"over": InstanceRow(state="success"), "running": InstanceRow(state="running")}
     database.replaced = {"cleared"}
     sent(executor).unwatched = {f"uuid of {name}": name for name in ("over", "running", "cleared", "unknown")}
     sweeps((0, 2))

@@ -12,9 +12,9 @@ from airflow_qarnot_pool.executors.running import (
     MAX_REQUEUES,
     Attempt,
     End,
-    Instance,
+    EndAction,
+    InstanceRow,
     Outcome,
-    Verdict,
     is_overdue,
     judge,
     left_on,
@@ -26,52 +26,52 @@ from airflow_qarnot_pool.executors.running import (
 ATTEMPT = Attempt(name="airflow-a", key=("dag", "task"), instance_id="ti", external_id="a")
 OURS, OTHER = "a", "b"
 
-#: Outcome, state in Airflow, its external id, requeues so far: verdict.
-VERDICTS = {
-    "a task that has told Airflow its state": ((Outcome.SUCCESS, "success", OURS, 0), Verdict.SUCCESS),
-    "one that has failed and told it": ((Outcome.SUCCESS, "failed", OURS, 0), Verdict.SUCCESS),
-    "one that is deferred": ((Outcome.SUCCESS, "deferred", OURS, 0), Verdict.FORGET),
-    "one that is about to resume": ((Outcome.SUCCESS, "scheduled", OURS, 0), Verdict.FORGET),
-    "one that is rescheduled": ((Outcome.FAILURE, "up_for_reschedule", OURS, 0), Verdict.FORGET),
-    "one that is retried": ((Outcome.SUCCESS, "up_for_retry", OURS, 0), Verdict.FORGET),
-    "one without a state": ((Outcome.SUCCESS, None, OURS, 0), Verdict.FORGET),
-    "a node lost after the state was told": ((Outcome.FAILURE, "success", OURS, 0), Verdict.SUCCESS),
-    "one that Airflow takes for running still": ((Outcome.SUCCESS, "running", OURS, 0), Verdict.SUCCESS),
-    "a node lost while it runs": ((Outcome.FAILURE, "running", OURS, 0), Verdict.FAIL),
-    "deleted while it runs": ((Outcome.DELETED, "running", OURS, 0), Verdict.FAIL),
-    "its object is missing while it runs": ((Outcome.MISSING, "running", OURS, 0), Verdict.FAIL),
-    "cleared while it runs, and ended by that": ((Outcome.FAILURE, "restarting", OURS, 0), Verdict.SUCCESS),
-    "a node lost before Airflow saw it start": ((Outcome.FAILURE, "queued", OURS, 0), Verdict.REQUEUE),
-    "the same, for the last time": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES - 1), Verdict.REQUEUE),
-    "the same, too often": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES), Verdict.FAIL),
-    "a command that ends without a start": ((Outcome.SUCCESS, "queued", OURS, 0), Verdict.REQUEUE),
-    "deleted before the start": ((Outcome.DELETED, "queued", OURS, 0), Verdict.REQUEUE),
-    "no slot for as long as it may wait": ((Outcome.WAITED, "queued", OURS, 0), Verdict.REQUEUE),
-    "the same, after lost nodes": ((Outcome.WAITED, "queued", OURS, MAX_REQUEUES), Verdict.REQUEUE),
-    "refused by Qarnot": ((Outcome.REFUSED, "queued", OURS, 0), Verdict.FAIL),
-    "not submitted by the scheduler before": ((Outcome.MISSING, "queued", OURS, 0), Verdict.RESET),
-    "queued again by another scheduler": ((Outcome.FAILURE, "queued", OTHER, 0), Verdict.FORGET),
-    "resumed after a deferral": ((Outcome.SUCCESS, "running", OTHER, 0), Verdict.FORGET),
+#: Outcome, state in Airflow, its external id, requeues so far: action.
+ACTIONS = {
+    "a task that has told Airflow its state": ((Outcome.SUCCESS, "success", OURS, 0), EndAction.SUCCESS),
+    "one that has failed and told it": ((Outcome.SUCCESS, "failed", OURS, 0), EndAction.SUCCESS),
+    "one that is deferred": ((Outcome.SUCCESS, "deferred", OURS, 0), EndAction.FORGET),
+    "one that is about to resume": ((Outcome.SUCCESS, "scheduled", OURS, 0), EndAction.FORGET),
+    "one that is rescheduled": ((Outcome.FAILURE, "up_for_reschedule", OURS, 0), EndAction.FORGET),
+    "one that is retried": ((Outcome.SUCCESS, "up_for_retry", OURS, 0), EndAction.FORGET),
+    "one without a state": ((Outcome.SUCCESS, None, OURS, 0), EndAction.FORGET),
+    "a node lost after the state was told": ((Outcome.FAILURE, "success", OURS, 0), EndAction.SUCCESS),
+    "one that Airflow takes for running still": ((Outcome.SUCCESS, "running", OURS, 0), EndAction.SUCCESS),
+    "a node lost while it runs": ((Outcome.FAILURE, "running", OURS, 0), EndAction.FAIL),
+    "deleted while it runs": ((Outcome.DELETED, "running", OURS, 0), EndAction.FAIL),
+    "its object is missing while it runs": ((Outcome.MISSING, "running", OURS, 0), EndAction.FAIL),
+    "cleared while it runs, and ended by that": ((Outcome.FAILURE, "restarting", OURS, 0), EndAction.SUCCESS),
+    "a node lost before Airflow saw it start": ((Outcome.FAILURE, "queued", OURS, 0), EndAction.REQUEUE),
+    "the same, for the last time": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES - 1), EndAction.REQUEUE),
+    "the same, too often": ((Outcome.FAILURE, "queued", OURS, MAX_REQUEUES), EndAction.FAIL),
+    "a command that ends without a start": ((Outcome.SUCCESS, "queued", OURS, 0), EndAction.REQUEUE),
+    "deleted before the start": ((Outcome.DELETED, "queued", OURS, 0), EndAction.REQUEUE),
+    "no slot for as long as it may wait": ((Outcome.WAITED, "queued", OURS, 0), EndAction.REQUEUE),
+    "the same, after lost nodes": ((Outcome.WAITED, "queued", OURS, MAX_REQUEUES), EndAction.REQUEUE),
+    "refused by Qarnot": ((Outcome.REFUSED, "queued", OURS, 0), EndAction.FAIL),
+    "not submitted by the scheduler before": ((Outcome.MISSING, "queued", OURS, 0), EndAction.RESET),
+    "queued again by another scheduler": ((Outcome.FAILURE, "queued", OTHER, 0), EndAction.FORGET),
+    "resumed after a deferral": ((Outcome.SUCCESS, "running", OTHER, 0), EndAction.FORGET),
 }
 
 
-@pytest.mark.parametrize("case", VERDICTS)
+@pytest.mark.parametrize("case", ACTIONS)
 def test_the_end_of_an_attempt(case: str) -> None:
-    (outcome, state, external_id, requeues), verdict = VERDICTS[case]
+    (outcome, state, external_id, requeues), action = ACTIONS[case]
     end = End(attempt=ATTEMPT, outcome=outcome)
-    assert judge(end, Instance(state=state, external_id=external_id), requeues) is verdict
+    assert judge(end, InstanceRow(state=state, external_id=external_id), requeues) is action
 
 
 def test_the_end_of_a_task_that_was_cleared_while_it_ran_lets_it_run_again() -> None:
     """Its task instance has another id since. Airflow waits for the report, and knows by the try that it is old."""
-    assert judge(End(attempt=ATTEMPT, outcome=Outcome.FAILURE), None, 0) is Verdict.SUCCESS
+    assert judge(End(attempt=ATTEMPT, outcome=Outcome.FAILURE), None, 0) is EndAction.SUCCESS
 
 
 def test_without_a_committed_id_only_the_scheduler_that_has_the_task_reports() -> None:
     """The other may have queued it again after a deferral."""
     end = End(attempt=replace(ATTEMPT, external_id=""), outcome=Outcome.SUCCESS)
-    for is_ours, verdict in ((True, Verdict.REQUEUE), (False, Verdict.FORGET)):
-        assert judge(end, Instance(state="queued", is_ours=is_ours), 0) is verdict
+    for is_ours, action in ((True, EndAction.REQUEUE), (False, EndAction.FORGET)):
+        assert judge(end, InstanceRow(state="queued", is_ours=is_ours), 0) is action
 
 
 def test_every_end_of_a_qarnot_task_has_an_outcome() -> None:
@@ -109,13 +109,13 @@ def test_a_qarnot_task_is_unneeded_from_the_first_look_that_says_so() -> None:
         **others,
     }
     instances = {
-        "ti": Instance(state="queued", external_id="a"),
-        "running": Instance(state="running", external_id="a"),
-        "restarting": Instance(state="restarting", external_id="a"),
-        "resumed": Instance(state="running", external_id="b"),
-        "adopted": Instance(state="queued", is_ours=False),
-        "replaced": Instance(state="queued", external_id="b"),
-        "over": Instance(state="failed", external_id="a"),
+        "ti": InstanceRow(state="queued", external_id="a"),
+        "running": InstanceRow(state="running", external_id="a"),
+        "restarting": InstanceRow(state="restarting", external_id="a"),
+        "resumed": InstanceRow(state="running", external_id="b"),
+        "adopted": InstanceRow(state="queued", is_ours=False),
+        "replaced": InstanceRow(state="queued", external_id="b"),
+        "over": InstanceRow(state="failed", external_id="a"),
     }
     assert unneeded(attempts, instances, {"over": 3.0, "queued": 2.0}, 5.0) == {
         "cleared": 5.0,
@@ -128,10 +128,10 @@ def test_only_what_this_airflow_has_had_is_left_on() -> None:
     """Another deployment may use the namespace by mistake, or have a copy of this one's database."""
     ids = ("over", "deferred", "running", "queued", "cleared", "never had")
     instances = {
-        "over": Instance(state="success"),
-        "deferred": Instance(state="deferred"),
-        "running": Instance(state="running"),
-        "queued": Instance(state="queued", is_ours=False),
+        "over": InstanceRow(state="success"),
+        "deferred": InstanceRow(state="deferred"),
+        "running": InstanceRow(state="running"),
+        "queued": InstanceRow(state="queued", is_ours=False),
     }
     found = {f"uuid of {each}": each for each in ids}
     since = {"uuid of over": 3.0, "uuid of running": 2.0}

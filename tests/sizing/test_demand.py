@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_qarnot_pool.sizing.demand import Demand, SizeRule, WarmUp, demand_of, upstreams_of
+from airflow_qarnot_pool.sizing.demand import Demand, SizeRule, WarmUpTask, demand_of, upstreams_of
 from tests.sizing.pools import RUN, at, cooling, cost, pool, task
 
 CHAIN = upstreams_of("dag", {"a": ["b"], "b": ["c"], "c": []})
@@ -115,10 +115,10 @@ def test_boots_are_found(work: Any, of: Any, fields: Any, expected: Any) -> None
 
 def test_the_warm_up_tells_when_the_pool_was_ready() -> None:
     all_ran = demand(task("open", 1, 71, 10, 20, role="warm-up"), task("a", 75, 100), of=cooling(2, 60))
-    assert all_ran.warm_up == WarmUp(at=1, lag=10, waits_for_all=True)
+    assert all_ran.warm_up == WarmUpTask(at=1, lag=10, waits_for_all=True)
     assert all_ran.works[0].delay == 75 - 71
     one_ran = demand(task("open", 1, 71, 20, role="warm-up"), task("a", 75, 100), of=cooling(2, 60))
-    assert one_ran.warm_up == WarmUp(at=1, lag=20, waits_for_all=False)
+    assert one_ran.warm_up == WarmUpTask(at=1, lag=20, waits_for_all=False)
 
 
 def test_the_rule_is_that_of_the_pool() -> None:

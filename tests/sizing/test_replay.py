@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_qarnot_pool.ownership.identity import RunKey
-from airflow_qarnot_pool.sizing.demand import Demand, Key, SizeRule, WarmUp, Work
+from airflow_qarnot_pool.sizing.demand import Demand, Key, SizeRule, WarmUpTask, Work
 from airflow_qarnot_pool.sizing.replay import replay
 
 RUN = RunKey("dag", "run")
@@ -63,7 +63,7 @@ CASES = {
         160 + 10,
     ),
     "a warm-up boots all nodes before the work": (
-        demand(work("a", 100.0, delay=5), rule=COOLING, warm_up=WarmUp(at=1, lag=2)),
+        demand(work("a", 100.0, delay=5), rule=COOLING, warm_up=WarmUpTask(at=1, lag=2)),
         2,
         1 + 50 + 2 + 5 + 100,
         # Both are up from 51 on. One goes 60 s after the warm-up ended at 53.
@@ -75,14 +75,14 @@ CASES = {
             work("b", 300.0, delay=5),
             rule=COOLING,
             slots_per_node=2,
-            warm_up=WarmUp(at=0, lag=0),
+            warm_up=WarmUpTask(at=0, lag=0),
         ),
         4,
         50 + 5 + 300,
         (355 - 50) + 60,
     ),
     "the slowest boot decides when all nodes are ready": (
-        demand(work("a", 10.0), rule=COOLING, warm_up=WarmUp(at=0, lag=0), boots=(20.0, 40.0)),
+        demand(work("a", 10.0), rule=COOLING, warm_up=WarmUpTask(at=0, lag=0), boots=(20.0, 40.0)),
         2,
         40 + 10,
         30 + 10,
@@ -91,7 +91,7 @@ CASES = {
         demand(
             work("a", 10.0),
             rule=COOLING,
-            warm_up=WarmUp(at=0, lag=0, waits_for_all=False),
+            warm_up=WarmUpTask(at=0, lag=0, waits_for_all=False),
             boots=(20.0, 40.0),
         ),
         2,
