@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,8 @@ from airflow_qarnot_pool.executors import node
 SECONDS = "LIGHT_WORKLOAD_SECONDS"
 #: Maximum seconds of a request.
 TIMEOUT = 300.0
+#: Number of times that a request is sent, as by Airflow ([workers] execution_api_retries).
+ATTEMPTS = 5
 
 
 def main() -> None:
@@ -52,16 +54,26 @@ def _now() -> str:
 
 
 def _send(url: str, token: str, **body: Any) -> str:
-    """Send a PATCH request, and return the token for the next one."""
+    """Send a PATCH request, and return the token for the next one. What Airflow's client sends again is sent again."""
     parts = urlsplit(url)
-    connection = HTTPConnection(parts.netloc, timeout=TIMEOUT)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    connection.request("PATCH", parts.path, json.dumps(body), headers)
-    response = connection.getresponse()
-    if response.status >= 300:
-        sys.exit(f"{parts.path}: {response.status} {response.read().decode()}")
-    # The token of a workload can only start the task.
-    return response.headers.get("Refreshed-API-Token") or token
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            connection = HTTPConnection(parts.netloc, timeout=TIMEOUT)
+            connection.request("PATCH", parts.path, json.dumps(body), headers)
+            response = connection.getresponse()
+            problem, can_pass = f"{response.status} {response.read().decode()}", response.status >= 500
+        except (OSError, HTTPException) as error:
+            problem, can_pass = repr(error), True
+        else:
+            if response.status < 300:
+                # The token of a workload can only start the task.
+                return response.headers.get("Refreshed-API-Token") or token
+        print(f"{parts.path}: {problem}", file=sys.stderr, flush=True)
+        if not left or not can_pass:
+            break
+        time.sleep(1)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

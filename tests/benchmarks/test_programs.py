@@ -195,7 +195,7 @@ def test_the_light_client_starts_a_task_with_its_token_and_ends_it_with_the_next
         def do_PATCH(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append((self.path, self.headers["Authorization"], body["state"]))
-            self.send_response(200)
+            self.send_response(500 if len(received) == 1 else 200)
             self.send_header("Refreshed-API-Token", "next")
             self.end_headers()
 
@@ -212,7 +212,7 @@ def test_the_light_client_starts_a_task_with_its_token_and_ends_it_with_the_next
         server.shutdown()
     path = "/execution/task-instances/some-id"
     assert received == [
-        (f"{path}/run", "Bearer first", "running"),
+        *[(f"{path}/run", "Bearer first", "running")] * 2,
         (f"{path}/state", "Bearer next", "success"),
     ]
 
