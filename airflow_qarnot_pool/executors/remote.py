@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import queue
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool import metrics
 from airflow_qarnot_pool.api import states
@@ -38,8 +35,8 @@ from airflow_qarnot_pool.api.errors import (
 from airflow_qarnot_pool.executors import retries
 from airflow_qarnot_pool.executors.background import LoopThread
 from airflow_qarnot_pool.executors.bundle_archives import BroughtArchives
+from airflow_qarnot_pool.executors.connection import ExecutorConnection
 from airflow_qarnot_pool.executors.daily_cost import DailyCosts
-from airflow_qarnot_pool.executors.environment import with_environment
 from airflow_qarnot_pool.executors.failures import explain
 from airflow_qarnot_pool.executors.lookups import (
     delete_finished,
@@ -51,10 +48,7 @@ from airflow_qarnot_pool.executors.lookups import (
 from airflow_qarnot_pool.executors.pool import ExecutorPools, PoolKey
 from airflow_qarnot_pool.executors.retries import Pauses, is_permanent
 from airflow_qarnot_pool.executors.running import (
-    EXECUTOR_TAG,
-    KEPT_FOR,
     LEFT_ON_AFTER,
-    ROLE,
     Attempt,
     End,
     Outcome,
@@ -62,30 +56,19 @@ from airflow_qarnot_pool.executors.running import (
 )
 from airflow_qarnot_pool.executors.tracked import Submission, Tracked
 from airflow_qarnot_pool.executors.watches import Watches
+from airflow_qarnot_pool.executors.workload_task import placed_spec
 from airflow_qarnot_pool.ownership.claim import Decision, count_decisions
-from airflow_qarnot_pool.ownership.identity import (
-    FORMAT_VERSION,
-    LABEL_PREFIX,
-    namespace_tag,
-)
-from airflow_qarnot_pool.triggers.airflow_requests import AIRFLOW_TIMEOUT, read_settings
-from airflow_qarnot_pool.triggers.poller import CONNECTION_MAX_AGE
-from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 
 if TYPE_CHECKING:
     from airflow_qarnot_pool.api.client import QarnotClient
     from airflow_qarnot_pool.api.models import BulkItem, Pool, Task
     from airflow_qarnot_pool.api.specs import TaskSpec
     from airflow_qarnot_pool.executors.options import ExecutorOptions
-    from airflow_qarnot_pool.hooks.connection_settings import ConnectionSettings
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 #: Maximum Qarnot tasks of one bulk request.
 CHUNK = 200
-#: Maximum seconds of a request with its retries. The rounds send it again.
-REQUEST_DEADLINE = 20.0
 #: Maximum seconds in which a round begins to explain a failure.
 EXPLAIN_FOR = 5.0
 #: Maximum seconds between two requests for a pool.
@@ -131,9 +114,7 @@ class RemoteTasks:
         self._to_end: set[str] = set()
         #: When the thread is to end, on the clock of ``time.monotonic``.
         self._stops_at: float | None = None
-        self._settings: ConnectionSettings | None = None
-        self._settings_read = float("-inf")
-        self._connected: QarnotClient | None = None
+        self._connection = ExecutorConnection(options.conn_id)
         self._pauses, self._pool_pauses = Pauses(), Pauses()
         self._wakes: list[asyncio.Event] = []
 
@@ -208,10 +189,7 @@ class RemoteTasks:
 
     async def _run(self) -> None:
         self._wakes, self._watches, self._stops_at = [], Watches(self._options.conn_id), None
-        self._requests, self._reads, self._lookups = (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"qarnot-executor-{name}")
-            for name in ("send", "read", "find")
-        )
+        self._connection.open()
         for remote in self._remotes.values():
             remote.watch = None
             if remote.uuid is not None and remote.failed is None:
@@ -237,8 +215,7 @@ class RemoteTasks:
             )
         finally:
             reading.cancel()
-            for executor in (self._requests, self._reads, self._lookups):
-                executor.shutdown(wait=False, cancel_futures=True)
+            self._connection.close()
 
     async def _rounds(self, steps: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
         """Take *steps* again and again: when there is work, and while some of it waits for the end of a pause."""
@@ -265,7 +242,7 @@ class RemoteTasks:
             await step()
         except Exception as error:
             if isinstance(error, (QarnotCredentialsError, QarnotInvalidSpecError)):
-                self._settings_read = float("-inf")
+                self._connection.expire()
             pauses.failed(part, error)
         else:
             pauses.succeeded(part)
@@ -341,7 +318,8 @@ class RemoteTasks:
             waited = time.monotonic() - remote.since
             metrics.timing("executor.submit.duration", waited, pool=remote.attempt.pool)
         remote.uuid, remote.is_unclear, remote.is_sending = uuid, False, False
-        interval = self._settings.poll_interval if self._settings is not None else retries.MAX_PAUSE
+        settings = self._connection.last
+        interval = settings.poll_interval if settings is not None else retries.MAX_PAUSE
         remote.watch = self._watches.add(uuid, interval, partial(self._observe, remote))
 
     def _unfollow(self, remote: Tracked) -> None:
@@ -379,7 +357,7 @@ class RemoteTasks:
         failures = [remote for remote in self._remotes.values() if remote.failed is not None]
         if not failures:
             return
-        client = await self._client()
+        client = await self._connection.client()
         ends = time.monotonic() + EXPLAIN_FOR
         error = None
         for remote in failures:
@@ -406,10 +384,10 @@ class RemoteTasks:
             return
         if remote.submission is not None and remote.failed.state == CANCELLED:
             # A server may accept tasks on a pool that is closed, and cancel them.
-            await self._read(partial(self._pools.forget_if_closed, client, remote.submission.pool))
+            await self._connection.read(partial(self._pools.forget_if_closed, client, remote.submission.pool))
         uuid, state = remote.failed.uuid, remote.failed.state
-        link = self._settings.console_link("task", uuid) if self._settings else ""
-        self._finish(remote, *await self._read(partial(explain, client, uuid, state, link)))
+        link = self._connection.settings.console_link("task", uuid)
+        self._finish(remote, *await self._connection.read(partial(explain, client, uuid, state, link)))
 
     async def _twin_of(self, client: QarnotClient, remote: Tracked) -> str | None:
         known = {
@@ -418,7 +396,7 @@ class RemoteTasks:
             if each is remote or each.attempt.instance_id != remote.attempt.instance_id
         }
         try:
-            return await self._read(partial(find_twin, client, remote.attempt, known))
+            return await self._connection.read(partial(find_twin, client, remote.attempt, known))
         except QarnotError as error:
             if is_permanent(error) and remote.refuse():
                 return None
@@ -436,10 +414,8 @@ class RemoteTasks:
         self._finding = asyncio.create_task(answer())
 
     async def _find(self, attempts: Sequence[Attempt]) -> tuple[dict[str, str | None], QarnotError | None]:
-        client = await self._client()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._lookups, partial(find_by_name, client, attempts)
-        )
+        client = await self._connection.client()
+        return await self._connection.find(partial(find_by_name, client, attempts))
 
     async def _resolve(self) -> None:
         """Look up the Qarnot tasks of adopted attempts, for those to which Qarnot did not respond at first."""
@@ -473,7 +449,7 @@ class RemoteTasks:
     ) -> tuple[set[Tracked], QarnotError | None]:
         """Watch those of *remotes* that exist. Return those that do not, and an error of those not looked up."""
         attempts = [remote.attempt for remote in remotes]
-        found, error = await self._request(partial(find_by_name, client, attempts))
+        found, error = await self._connection.send(partial(find_by_name, client, attempts))
         return self._follow_found(remotes, found), error
 
     # --- Qarnot tasks that no scheduler watches
@@ -481,16 +457,15 @@ class RemoteTasks:
     async def _sweep(self) -> None:
         if not self._is_sweep_due and not self._to_end:
             return
-        client = await self._client()
-        assert self._settings is not None
+        client = await self._connection.client()
         # Without an explicit namespace another deployment may share it.
-        if self._is_sweep_due and self._settings.namespace_is_explicit:
+        if self._is_sweep_due and self._connection.settings.namespace_is_explicit:
             known = [remote.uuid for remote in self._remotes.values()]
             before = datetime.now(UTC) - LEFT_ON_AFTER
-            search = partial(find_unwatched, client, self._settings.namespace, known, before)
-            self._unwatched.append(await self._read(search))
+            search = partial(find_unwatched, client, self._connection.settings.namespace, known, before)
+            self._unwatched.append(await self._connection.read(search))
         self._is_sweep_due = False
-        ended, error = await self._read(partial(end_each, client, list(self._to_end)))
+        ended, error = await self._connection.read(partial(end_each, client, list(self._to_end)))
         # One that Qarnot refuses is found again by the next sweep.
         self._to_end -= ended.keys()
         if error is not None:
@@ -504,7 +479,7 @@ class RemoteTasks:
         lost = [remote for remote in aborted if remote.uuid is None and not remote.is_sending]
         if not lost:
             return
-        missing, error = await self._look_up(await self._client(), lost)
+        missing, error = await self._look_up(await self._connection.client(), lost)
         for remote in missing:
             self._remove(remote)
         if error is not None:
@@ -515,8 +490,8 @@ class RemoteTasks:
         ending = {remote.uuid: remote for remote in aborted if remote.uuid is not None}
         if not ending:
             return
-        client = await self._client()
-        ended, error = await self._request(partial(end_each, client, list(ending)))
+        client = await self._connection.client()
+        ended, error = await self._connection.send(partial(end_each, client, list(ending)))
         for uuid, is_accepted in ended.items():
             if is_accepted:
                 ending[uuid].has_sent_abort = True
@@ -546,7 +521,7 @@ class RemoteTasks:
         ready = self._ready()
         if not ready or time.monotonic() - self._heard > SILENCE:
             return
-        client = await self._client()
+        client = await self._connection.client()
         by_pool, error = await self._absent(client, ready)
         placed: list[tuple[Tracked, TaskSpec]] = []
         for key, remotes in by_pool.items():
@@ -586,14 +561,17 @@ class RemoteTasks:
 
         :raises QarnotError: the pool is not there yet, or its cost cannot be read.
         """
-        assert self._settings is not None
-        check = partial(self._costs.refusal, client, self._settings.namespace, self._options.pools[key.name])
-        if (reason := await self._request(check)) is not None:
+        check = partial(
+            self._costs.refusal, client, self._connection.settings.namespace, self._options.pools[key.name]
+        )
+        if (reason := await self._connection.send(check)) is not None:
             for remote in remotes:
                 self._finish(remote, Outcome.REFUSED, reason)
             return
         try:
-            uuid = await self._request(partial(self._pools.uuid_of, client, self._settings, key))
+            uuid = await self._connection.send(
+                partial(self._pools.uuid_of, client, self._connection.settings, key)
+            )
         except QarnotError as error:
             if not is_permanent(error):
                 raise
@@ -601,39 +579,19 @@ class RemoteTasks:
                 self._refuse(remote, f"Qarnot refuses pool {key.name!r}: {error}")
             return
         archives = {archive for remote in remotes if (archive := remote.archive) is not None}
-        await self._request(partial(self._archives.bring, client, uuid, archives))
+        await self._connection.send(partial(self._archives.bring, client, uuid, archives))
         archive = self._pools.archive_of(key)
-        placed += [(remote, self._stamped(remote, uuid, archive)) for remote in remotes]
-
-    def _stamped(self, remote: Tracked, pool: str, archive: str | None) -> TaskSpec:
-        """Return the specification with the tags and labels by which the other parts of the provider know it.
-
-        :param archive: the archive of the pool with Airflow; None if the image has it.
-        """
-        assert remote.submission is not None
-        assert self._settings is not None
-        spec, key, namespace = remote.submission.spec, remote.attempt.key, self._settings.namespace
-        labels = {
-            "format": FORMAT_VERSION,
-            "namespace": namespace,
-            "dag_id": key.dag_id,
-            "run_id": key.run_id,
-            "task_id": key.task_id,
-            "map_index": key.map_index,
-            "try_number": key.try_number,
-            "role": ROLE,
-        }
-        return replace(
-            spec,
-            shortname=remote.attempt.name,
-            command=with_environment(spec.command, archive) if archive and spec.command else spec.command,
-            pool=pool,
-            profile=None,  # that of the pool
-            tags=(namespace_tag(namespace), EXECUTOR_TAG + namespace, remote.attempt.tag, *spec.tags),
-            labels={**spec.labels, **{LABEL_PREFIX + name: str(value) for name, value in labels.items()}},
-            completion_ttl=KEPT_FOR,
-            max_time_queue=spec.max_time_queue and timedelta(seconds=max(1, math.ceil(remote.seconds_left))),
-        )
+        namespace = self._connection.settings.namespace
+        placed += [
+            (
+                remote,
+                placed_spec(
+                    remote.submission.spec, remote.attempt, namespace, uuid, archive, remote.seconds_left
+                ),
+            )
+            for remote in remotes
+            if remote.submission is not None
+        ]
 
     async def _send(
         self, client: QarnotClient, placed: Sequence[tuple[Tracked, TaskSpec]]
@@ -645,7 +603,9 @@ class RemoteTasks:
         for remote, _ in placed:
             remote.is_sending = True
         try:
-            results = await self._request(partial(client.tasks.create_many, [spec for _, spec in placed]))
+            results = await self._connection.send(
+                partial(client.tasks.create_many, [spec for _, spec in placed])
+            )
         except QarnotError as error:
             is_unclear = getattr(error, "ambiguous", isinstance(error, QarnotProtocolError))
             for remote, _ in placed:
@@ -693,7 +653,7 @@ class RemoteTasks:
     async def _refused(self, client: QarnotClient, remote: Tracked, error: QarnotError) -> QarnotError | None:
         """End an attempt that Qarnot refuses, unless its pool was closed. Then the next round has another pool."""
         assert remote.submission is not None
-        if await self._request(partial(self._pools.forget_if_closed, client, remote.submission.pool)):
+        if await self._connection.send(partial(self._pools.forget_if_closed, client, remote.submission.pool)):
             return error
         self._refuse(remote, str(error))
         return None
@@ -705,38 +665,6 @@ class RemoteTasks:
 
     async def _make_room(self, client: QarnotClient) -> None:
         """Delete the oldest finished Qarnot tasks of executors, because they count against the account's quota."""
-        assert self._settings is not None
         known = {remote.uuid for remote in self._remotes.values()}
-        room = partial(delete_finished, client, self._settings.namespace, known)
-        log.info("%d finished Qarnot tasks were deleted to make room", await self._request(room))
-
-    # --- requests
-
-    async def _client(self) -> QarnotClient:
-        """Return the client. The connection is read again from time to time, because tokens are replaced."""
-        if self._connected is None or time.monotonic() - self._settings_read > CONNECTION_MAX_AGE:
-            settings = await self._read_settings()
-            if settings != self._settings or self._connected is None:
-                timeout = min(settings.timeout, REQUEST_DEADLINE)
-                make = partial(settings.client, retries=1, deadline=REQUEST_DEADLINE, timeout=timeout)
-                self._connected = await self._request(make)
-            self._settings, self._settings_read = settings, time.monotonic()
-        return self._connected
-
-    async def _read_settings(self) -> ConnectionSettings:
-        try:
-            return await asyncio.wait_for(read_settings(self._options.conn_id), AIRFLOW_TIMEOUT)
-        except AirflowNotFoundException:
-            raise QarnotInvalidSpecError(
-                f"[qarnot_executor] conn_id names no connection, got {self._options.conn_id!r}",
-                field="conn_id",
-                remedy="Add a connection of type qarnot, or correct the option.",
-            ) from None
-
-    async def _request(self, request: Callable[[], T]) -> T:
-        """Send a request that submits or aborts."""
-        return await asyncio.get_running_loop().run_in_executor(self._requests, request)
-
-    async def _read(self, request: Callable[[], T]) -> T:
-        """Send a request that no submission waits for."""
-        return await asyncio.get_running_loop().run_in_executor(self._reads, request)
+        room = partial(delete_finished, client, self._connection.settings.namespace, known)
+        log.info("%d finished Qarnot tasks were deleted to make room", await self._connection.send(room))

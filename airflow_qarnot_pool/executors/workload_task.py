@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
 from airflow_qarnot_pool.api.specs import TaskSpec
 from airflow_qarnot_pool.executors import node
 from airflow_qarnot_pool.executors.bundle_archives import BUNDLES, archive_of
+from airflow_qarnot_pool.executors.environment import with_environment
+from airflow_qarnot_pool.executors.running import EXECUTOR_TAG, KEPT_FOR, ROLE, Attempt
+from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION, LABEL_PREFIX, namespace_tag
 from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 
 if TYPE_CHECKING:
@@ -86,6 +90,39 @@ def task_of(workload: ExecuteTask, name: str, options: ExecutorOptions, config: 
         # A task that starts later would be refused by Airflow, but its node would be paid.
         max_time_queue=timedelta(seconds=math.ceil(QUEUE_SHARE * options.token_seconds)),
         wait_for_pool_resources_synchronization=True if archive else None,
+    )
+
+
+def placed_spec(
+    spec: TaskSpec, attempt: Attempt, namespace: str, pool: str, archive: str | None, seconds_left: float
+) -> TaskSpec:
+    """Return *spec* on a pool, with the tags and labels by which the other parts of the provider know it.
+
+    :param pool: uuid of the pool.
+    :param archive: the archive of the pool with Airflow; None if the image has it.
+    :param seconds_left: seconds for which it may wait for a slot.
+    """
+    key = attempt.key
+    labels = {
+        "format": FORMAT_VERSION,
+        "namespace": namespace,
+        "dag_id": key.dag_id,
+        "run_id": key.run_id,
+        "task_id": key.task_id,
+        "map_index": key.map_index,
+        "try_number": key.try_number,
+        "role": ROLE,
+    }
+    return replace(
+        spec,
+        shortname=attempt.name,
+        command=with_environment(spec.command, archive) if archive and spec.command else spec.command,
+        pool=pool,
+        profile=None,  # that of the pool
+        tags=(namespace_tag(namespace), EXECUTOR_TAG + namespace, attempt.tag, *spec.tags),
+        labels={**spec.labels, **{LABEL_PREFIX + name: str(value) for name, value in labels.items()}},
+        completion_ttl=KEPT_FOR,
+        max_time_queue=spec.max_time_queue and timedelta(seconds=max(1, math.ceil(seconds_left))),
     )
 
 
