@@ -124,8 +124,14 @@ class Deployment:
 
     def noted(self, run_id: str, word: str) -> Counter[str]:
         """How often each task instance has noted *word*."""
+        return Counter(name for name, _ in self.noted_tries(run_id, word).elements())
+
+    def noted_tries(self, run_id: str, word: str) -> Counter[tuple[str, int]]:
+        """How often each try of each task instance has noted *word*."""
         lines = (line.split() for line in self.notes(run_id))
-        return Counter(f"{task}[{index}]" for _, task, index, what, *_ in lines if what == word)
+        return Counter(
+            (f"{task}[{index}]", int(number)) for _, task, index, what, number, _ in lines if what == word
+        )
 
     def wait_end(self, dag_id: str, run_id: str, timeout: float = 240.0) -> str:
         """Return the state in which a run has ended."""

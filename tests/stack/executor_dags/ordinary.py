@@ -73,10 +73,14 @@ with DAG(
 
     @task
     def work(index: int, seconds: float = 0.5) -> None:
+        """Take the seconds of the run's conf, or until the file exists that it names as ``gate``."""
         import time
 
+        conf = get_current_context()["dag_run"].conf
         note("start")
-        time.sleep(float(get_current_context()["dag_run"].conf.get("seconds", seconds)))
+        ends = time.monotonic() + float(conf.get("seconds", seconds))
+        while (left := ends - time.monotonic()) > 0 and not ("gate" in conf and Path(conf["gate"]).exists()):
+            time.sleep(min(left, 0.1))
         note("end")
 
     @task
