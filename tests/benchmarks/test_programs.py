@@ -156,8 +156,8 @@ def test_no_call_installs_its_environment_and_a_second_dag_uploads_nothing(figur
 
 def test_the_executor_is_compared_by_heartbeat_minute_and_thousand_tasks() -> None:
     report = Report("executor", 1000, quick=False)
-    few = executor.Burst(100, 30.0, (16, 0, 0), submits=1, polls=50, most=100, running=40.0)
-    many = executor.Burst(1000, 60.0, (16, 0, 16), submits=3, polls=110, most=900, running=50.0)
+    few = executor.Burst(1000, 100, 60.0, (16, 0, 0), submits=1, polls=100, most=100, running=40.0)
+    many = executor.Burst(1000, 1000, 60.0, (16, 0, 16), submits=3, polls=110, most=1000, running=50.0)
     executor.write_bursts(report, executor.FULL, [few, many])
     starts = {
         way: [executor.Start(seconds - 1, seconds)]
@@ -204,9 +204,9 @@ def test_the_light_client_starts_a_task_with_its_token_and_ends_it_with_the_next
 
     with HTTPServer(("127.0.0.1", 0), Api) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        workload = json.dumps({"token": "first", "ti": {"id": "some-id", "dag_id": "some"}})
+        workload = json.dumps({"token": "first", "ti": {"id": "some-id"}})
         url = f"http://127.0.0.1:{server.server_port}/execution/"
-        settings = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url, light_workload.SECONDS: '{"some": 0}'}
+        settings = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url, light_workload.SECONDS: "0"}
         constants = node.pack({"workload": workload, "environment": settings}, 1000)
         subprocess.run([sys.executable, "-IS", light_workload.__file__], env=constants, check=True)
         server.shutdown()
