@@ -163,6 +163,7 @@ def wait_tasks(deployment: Deployment, run_id: str) -> None:
 
 def all_run(deployment: Deployment, run_id: str, tasks: int) -> bool:
     """Return whether the code of all tasks of a run has started in the try that Airflow has."""
+    deployment.database.bury_schedulers()
     starts = deployment.noted_tries(run_id, "start")
     work = [one for one in deployment.database.instances(DAG_ID, run_id) if one["task_id"] == "work"]
     return len(work) == tasks and all(

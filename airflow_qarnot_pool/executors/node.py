@@ -95,6 +95,26 @@ def hostname() -> str:
     return f"{socket.gethostname()}-{os.environ.get(LAUNCH, '')}"
 
 
+class _FoundOnly(dict[str, Any]):
+    """A cache of connections that does not remember the missing ones."""
+
+    def __setitem__(self, conn_id: str, connection: Any) -> None:
+        if connection is not None:
+            super().__setitem__(conn_id, connection)
+
+
+def _ask_again() -> None:
+    """Let Airflow 3.2 read the connection of remote logs when it uploads.
+
+    It asks for the connection before the start of the task, too, when the token allows nothing but the start. It
+    remembers the refusal, and would upload nothing (``_REMOTE_LOGGING_CONN_CACHE`` in ``supervisor.py`` of 3.2.2).
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    if hasattr(supervisor, "_REMOTE_LOGGING_CONN_CACHE"):
+        supervisor._REMOTE_LOGGING_CONN_CACHE = _FoundOnly()  # noqa: SLF001
+
+
 def run(path: str) -> None:
     """Run the workload in the file *path* in this process, as Airflow's containers do."""
     from airflow.executors.workloads import ExecuteTask
@@ -102,6 +122,7 @@ def run(path: str) -> None:
 
     # Airflow logs the workload. Before 3.2 that would show its token.
     ExecuteTask.model_fields["token"].repr = False
+    _ask_again()
     sys.argv = [execute_workload.__name__, "--json-path", path]
     try:
         execute_workload.main()

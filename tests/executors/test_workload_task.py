@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import Connection
+from airflow.sdk.execution_time import supervisor
 
 from airflow_qarnot_pool.api.errors import QarnotInvalidSpecError
 from airflow_qarnot_pool.api.fields import MAX_CONSTANT_LENGTH
@@ -243,8 +245,12 @@ class ExecuteTask:
 
 
 def launched(tmp_path: Path, constants: dict[str, str], program: str) -> subprocess.CompletedProcess[str]:
-    """Run the first process of a node, with a stand-in for the module of Airflow that it starts."""
-    stand_ins = {"sdk/execution_time/execute_workload.py": program, "executors/workloads.py": WORKLOADS}
+    """Run the first process of a node, with stand-ins for the modules of Airflow that it imports."""
+    stand_ins = {
+        "sdk/execution_time/execute_workload.py": program,
+        "sdk/execution_time/supervisor.py": "",
+        "executors/workloads.py": WORKLOADS,
+    }
     for name, text in stand_ins.items():
         path = tmp_path / "airflow" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,3 +298,16 @@ def test_a_launch_that_airflow_refuses_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     other = launched(tmp_path, constants_of("{}", {}), REFUSED.replace("TaskAlreadyRunning", "Another"))
     assert "AnotherError: Task instance 1" in other.stderr
+
+
+def test_a_refusal_of_the_connection_of_remote_logs_is_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Airflow 3.2.2 asks for it before the start of the task, when the token allows nothing else."""
+    monkeypatch.setattr(supervisor, "_REMOTE_LOGGING_CONN_CACHE", {})
+    node._ask_again()
+    cache = supervisor._REMOTE_LOGGING_CONN_CACHE
+    cache["qarnot_default"] = None
+    assert "qarnot_default" not in cache
+    cache["qarnot_default"] = found = Connection(conn_id="qarnot_default")
+    assert cache["qarnot_default"] is found

@@ -27,7 +27,8 @@ class Deferring(BaseOperator):
     """Has one process before its deferral, and one after it."""
 
     def execute(self, context: Context) -> None:
-        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=1)), method_name="resume")
+        # With 1 s Airflow 3.2 may fail the task under LocalExecutor: it learns the end of the first process too late.
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=5)), method_name="resume")
 
     def resume(self, context: Context, event: Any) -> str:
         return "resumed"
