@@ -15,6 +15,8 @@ import sys
 import uuid
 import zlib
 from collections.abc import MutableMapping
+from contextlib import suppress
+from http import HTTPStatus
 from typing import Any
 
 #: Prefix of the variables with the parts of the payload.
@@ -115,6 +117,18 @@ def _ask_again() -> None:
         supervisor._REMOTE_LOGGING_CONN_CACHE = _FoundOnly()  # noqa: SLF001
 
 
+def _has_started_elsewhere(error: Exception) -> bool:
+    """Return whether Airflow refuses the start of a task because it runs. Airflow 3.1 has no class for that."""
+    if type(error).__name__ == "TaskAlreadyRunningError":
+        return True
+    response: Any = getattr(error, "response", None)
+    if getattr(response, "status_code", None) != HTTPStatus.CONFLICT:
+        return False
+    with suppress(ValueError, TypeError, KeyError):
+        return bool(response.json()["detail"]["previous_state"] == "running")
+    return False
+
+
 def run(path: str) -> None:
     """Run the workload in the file *path* in this process, as Airflow's containers do."""
     from airflow.executors.workloads import ExecuteTask
@@ -127,8 +141,8 @@ def run(path: str) -> None:
     try:
         execute_workload.main()
     except Exception as error:
-        # 3.3 has a class for it, whose traceback would tell users nothing of nodes.
-        if type(error).__name__ != "TaskAlreadyRunningError":
+        # Its traceback would tell users nothing of nodes.
+        if not _has_started_elsewhere(error):
             raise
         sys.exit(
             "Airflow has seen another launch of this Qarnot task start the task. Its node was probably lost."

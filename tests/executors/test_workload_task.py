@@ -289,15 +289,36 @@ class TaskAlreadyRunningError(Exception):
 def main():
     raise TaskAlreadyRunningError("Task instance 1 is already running")
 """
+REFUSED_BY_3_1 = """
+from types import SimpleNamespace
+
+class ServerResponseError(Exception):
+    response = SimpleNamespace(status_code=409, json=lambda: {"detail": {"previous_state": "running"}})
+
+def main():
+    raise ServerResponseError("Server returned error")
+"""
 
 
-def test_a_launch_that_airflow_refuses_says_why(tmp_path: Path) -> None:
-    done = launched(tmp_path, constants_of("{}", {}), REFUSED)
+@pytest.mark.parametrize("program", [REFUSED, REFUSED_BY_3_1])
+def test_a_launch_that_airflow_refuses_says_why(tmp_path: Path, program: str) -> None:
+    done = launched(tmp_path, constants_of("{}", {}), program)
     assert done.returncode == 1
     assert done.stderr.startswith("Airflow has seen another launch of this Qarnot task start the task.")
     assert "Traceback" not in done.stderr
-    other = launched(tmp_path, constants_of("{}", {}), REFUSED.replace("TaskAlreadyRunning", "Another"))
-    assert "AnotherError: Task instance 1" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        REFUSED.replace("TaskAlreadyRunning", "Another"),
+        REFUSED_BY_3_1.replace("409", "404"),
+        REFUSED_BY_3_1.replace('"running"', '"success"'),
+        REFUSED_BY_3_1.replace('{"previous_state": "running"}', '"gone"'),
+    ],
+)
+def test_another_error_of_a_launch_is_shown(tmp_path: Path, program: str) -> None:
+    assert "Traceback" in launched(tmp_path, constants_of("{}", {}), program).stderr
 
 
 def test_a_refusal_of_the_connection_of_remote_logs_is_not_remembered(

@@ -105,6 +105,7 @@ def test_a_frozen_qarnot_stops_no_other_task(deployment: Deployment) -> None:
 
 
 def test_a_lost_node_fails_its_tasks_at_once_and_with_the_reason(deployment: Deployment) -> None:
+    deployment.airflow.wait_for(lambda: not deployment.tasks(), what="all Qarnot tasks before to be over")
     deployment.start("counted", "lost", count=1, seconds=600)
     deployment.airflow.wait_for(lambda: deployment.noted("lost", "start"), what="the task to run")
     (node,) = [node for node in deployment.qarnot.nodes() if node["running"]]
