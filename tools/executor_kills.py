@@ -71,10 +71,14 @@ class Mishap(Protocol):
 
 @dataclass(frozen=True)
 class Kill:
-    """The scheduler that first reaches a moment is killed *seconds* later."""
+    """The scheduler that first reaches a moment is killed *seconds* later.
+
+    :param holds: whether the tasks run until another scheduler has adopted them, or for a second.
+    """
 
     moment: str
     seconds: float
+    holds: bool
     succeeds = True
 
     @property
@@ -83,8 +87,12 @@ class Kill:
 
     def run(self, deployment: Deployment, run_id: str, tasks: int) -> None:
         file = deployment.moments / self.moment
+        before, gate = deployment.database.schedulers(), deployment.folder / f"gate-{run_id}"
         file.write_text(str(self.seconds))
-        deployment.start(DAG_ID, run_id, count=tasks, seconds=1)
+        deployment.start(DAG_ID, run_id, count=tasks, seconds=600 if self.holds else 1, gate=str(gate))
+        if self.holds:
+            deployment.wait_adopted(run_id, before)
+            gate.touch()
         deployment.wait_end(DAG_ID, run_id, PATIENCE)
         # The kill may come after the end of the run.
         deployment.airflow.wait_for(lambda: not file.exists(), what="the kill")
@@ -174,8 +182,13 @@ def all_run(deployment: Deployment, run_id: str, tasks: int) -> bool:
 def plan(options: argparse.Namespace, luck: random.Random) -> list[Mishap]:
     """Return as many kills before the submission as after it, the outages and the interventions, in random order."""
     kills = options.kills
-    mishaps: list[Mishap] = [Kill(luck.choice(moments.BEFORE), 0.0) for _ in range(kills)]
-    mishaps += [Kill(moments.SENT, luck.choice((0.0, luck.uniform(0, 8)))) for _ in range(kills)]
+    mishaps: list[Mishap] = [
+        Kill(luck.choice(moments.BEFORE), 0.0, holds=luck.random() < 0.5) for _ in range(kills)
+    ]
+    mishaps += [
+        Kill(moments.SENT, luck.choice((0.0, luck.uniform(0, 8))), holds=luck.random() < 0.5)
+        for _ in range(kills)
+    ]
     for number in range(options.outages):
         seconds = luck.uniform(2, options.outage_seconds)
         mishaps.append(

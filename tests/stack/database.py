@@ -120,6 +120,20 @@ class Database:
                 "(SELECT max(id) FROM job WHERE job_type = 'SchedulerJob' GROUP BY unixname)"
             )
 
+    def schedulers(self) -> int:
+        """Return the number of scheduler processes that there have been."""
+        (found,) = self._rows("SELECT count(*) AS jobs FROM job WHERE job_type = 'SchedulerJob'")
+        return int(found["jobs"])
+
+    def orphans(self, run_id: str) -> int:
+        """Return the number of task instances of a run that a scheduler has queued which is dead by now."""
+        (found,) = self._rows(
+            "SELECT count(*) AS orphans FROM task_instance WHERE run_id = %s AND state IN ('queued', 'running') "
+            "AND queued_by_job_id NOT IN (SELECT max(id) FROM job WHERE job_type = 'SchedulerJob' GROUP BY unixname)",
+            run_id,
+        )
+        return int(found["orphans"])
+
     def queued_long_ago(self, dag_id: str, run_id: str) -> None:
         """Have Airflow believe that the queued tasks of a run have been queued for a day."""
         with self._cursor() as cursor:

@@ -144,6 +144,15 @@ class Deployment:
             )
         )
 
+    def wait_adopted(self, run_id: str, before: int) -> None:
+        """Wait until no task of a run belongs to a dead scheduler, *before* having been the number of schedulers."""
+
+        def adopted() -> bool:
+            self.database.bury_schedulers()
+            return self.database.schedulers() > before and not self.database.orphans(run_id)
+
+        self.airflow.wait_for(adopted, what=f"the adoption of the tasks of {run_id}")
+
     def _end_state(self, dag_id: str, run_id: str) -> str | None:
         self.database.bury_schedulers()
         return self.database.end_state(dag_id, run_id)

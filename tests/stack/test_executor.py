@@ -75,9 +75,13 @@ def test_the_tasks_of_a_heartbeat_are_one_request(deployment: Deployment) -> Non
 def test_a_scheduler_killed_around_the_submission_loses_and_doubles_nothing(
     deployment: Deployment, moment: str
 ) -> None:
-    run_id = f"killed-{moment}"
+    run_id, before = f"killed-{moment}", deployment.database.schedulers()
+    gate = deployment.folder / f"gate-{moment}"
     (deployment.moments / moment).write_text("0")
-    deployment.start("counted", run_id, count=3, seconds=1)
+    deployment.start("counted", run_id, count=3, seconds=600, gate=str(gate))
+    # A task that ends before it is adopted does not need to be.
+    deployment.wait_adopted(run_id, before)
+    gate.touch()
     state = deployment.wait_end("counted", run_id)
     assert not (deployment.moments / moment).exists()
     assert (state, deployment.account(run_id, 3)) == ("success", RIGHT)
