@@ -27,7 +27,7 @@ class Deferring(BaseOperator):
     """Has one process before its deferral, and one after it."""
 
     def execute(self, context: Context) -> None:
-        # With 1 s Airflow 3.2 may fail the task under LocalExecutor: it learns the end of the first process too late.
+        # With 1 s Airflow may lose the deferral under LocalExecutor, as docs/contributing/evidence/versions.md says.
         self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=5)), method_name="resume")
 
     def resume(self, context: Context, event: Any) -> str:
