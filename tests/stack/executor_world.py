@@ -72,7 +72,8 @@ class Deployment:
     def started(cls, folder: Path, schedulers: int = 1, **env: str) -> Iterator[Deployment]:
         """Start everything, and stop it at the end."""
         with ExitStack() as ends:
-            qarnot = ends.enter_context(LocalQarnot(boot_seconds=0.2, close_seconds=0.2))
+            # An abort that is over at once would hide a next attempt that does not wait for its end.
+            qarnot = ends.enter_context(LocalQarnot(boot_seconds=0.2, close_seconds=0.2, cancel_seconds=3))
             postgres = ends.enter_context(Postgres())
             home = folder / "airflow"
             (folder / "moments").mkdir()
