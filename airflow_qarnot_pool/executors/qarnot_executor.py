@@ -361,7 +361,7 @@ class QarnotExecutor(BaseExecutor):
     # --- other calls of the scheduler
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
-        """Abort the Qarnot task of *ti*. A new one is submitted only after the end of this one."""
+        """Abort the Qarnot task of *ti*. This scheduler submits a new one only after the end of this one."""
         self.queued_tasks.pop(ti.key, None)
         name = self._newest.get(ti.key)
         if name is not None:
