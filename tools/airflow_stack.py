@@ -396,6 +396,12 @@ class AirflowStack:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def wait_end_of(self, component: str) -> None:
+        """Wait for the main process of *component*, which is about to end."""
+        self._meant_to_be_down.add(component)
+        process = self._processes[component]
+        self.wait_for(lambda: process.poll() is not None, what=f"the end of {component}")
+
     def restart(self, component: str) -> None:
         """Kill the rest of *component*, start it again, and return when it works."""
         has_job = component != "api-server" and not _is_worker(component)

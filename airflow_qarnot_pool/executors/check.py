@@ -201,7 +201,8 @@ def problems_of(report: Mapping[str, Any], here: Installed) -> list[str]:
         if problem:
             found.append(
                 f"The DAG bundle {name} cannot be used on the node: {problem}. Use a bundle that nodes can fetch (git, "
-                "or QarnotDagBundle), or put its files into the image."
+                "or QarnotDagBundle), or put its files into the image. If they are in another folder there, set "
+                "AIRFLOW__CORE__DAGS_FOLDER in [qarnot_executor] environment."
             )
     if report.get("remote_logging") is not True:
         found.append(

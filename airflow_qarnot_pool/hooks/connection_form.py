@@ -47,7 +47,8 @@ FIELDS = (
         "namespace",
         "Namespace",
         "string",
-        "Separates Airflow deployments that share a Qarnot account. Letters, digits, '-', '_' and '.'.",
+        "Separates Airflow deployments that share a Qarnot account. QarnotExecutor needs one. Letters, digits, '-', "
+        "'_' and '.'.",
         "production",
     ),
     FormField("verify", "Verify TLS", "boolean", "Verify the server's certificate.", default=True),

@@ -4,6 +4,9 @@ A triggerer may be killed between any two writes. So Airflow's listener for new 
 the same transaction, which stores both or none. A triggerer that was frozen, or whose trigger runs elsewhere by now,
 may send items again. They are removed from the event, in the same transaction.
 
+The transaction locks the watermark, and a triggerer that waits for a lock does nothing else. So PostgreSQL ends the
+transaction of a triggerer that is frozen within it.
+
 Every Airflow process imports this module, so it imports nothing that a process may lack.
 """
 
@@ -55,6 +58,7 @@ def _advance(extra: dict[str, Any], payload: dict[str, Any], change: dict[str, A
     if event is None:
         return
     with session.begin_nested():
+        _end_when_frozen(session)
         state = session.get(AssetStateStoreModel, (event.asset_id, change["key"]), with_for_update=True)
         mark = None if state is None else Watermark.from_json(json.loads(state.value))
         if mark is None:
@@ -64,3 +68,18 @@ def _advance(extra: dict[str, Any], payload: dict[str, Any], change: dict[str, A
         if len(new) < len(payload[name]):
             event.extra = {**extra, "payload": {**payload, name: new}}
         state.value = json.dumps(mark.to_json())
+
+
+def _end_when_frozen(session: Any) -> None:
+    """Limit the time in which this transaction may do nothing to that after which Airflow takes a triggerer for dead.
+
+    For PostgreSQL, whose limit ends with the transaction. MySQL limits the wait for a lock instead, to 50 s by default.
+    """
+    from airflow.configuration import conf
+    from sqlalchemy import text
+
+    if session.get_bind().dialect.name == "postgresql":
+        limit = f"{conf.getint('triggerer', 'triggerer_health_check_threshold')}s"
+        session.execute(
+            text("SELECT set_config('idle_in_transaction_session_timeout', :limit, true)"), {"limit": limit}
+        )

@@ -92,6 +92,15 @@ class Database:
         )
         return str(found[0]["value"]) if found else None
 
+    def is_asset_state_locked(self, asset: str) -> bool:
+        """Return whether a transaction has a value in the state store of an asset that others must wait for."""
+        free = self._rows(
+            "SELECT value FROM asset_state_store JOIN asset ON asset.id = asset_id WHERE name = %s "
+            "FOR UPDATE OF asset_state_store SKIP LOCKED",
+            asset,
+        )
+        return not free
+
     def watching_triggerer(self, asset: str) -> str | None:
         """Return the triggerer that has the trigger of a watcher; None if it is dead and none has taken over."""
         found = self._rows(_WATCHER, asset)
