@@ -521,7 +521,11 @@ class RemoteTasks:
         ready = self._ready()
         if not ready or time.monotonic() - self._heard > SILENCE:
             return
-        client = await self._connection.client()
+        try:
+            client = await self._connection.client()
+        except QarnotInvalidSpecError as refusal:
+            self._refuse_all([remote for remote in ready if not remote.is_unclear], str(refusal))
+            return
         by_pool, error = await self._absent(client, ready)
         placed: list[tuple[Tracked, TaskSpec]] = []
         for key, remotes in by_pool.items():
@@ -575,8 +579,7 @@ class RemoteTasks:
         except QarnotError as error:
             if not is_permanent(error):
                 raise
-            for remote in remotes:
-                self._refuse(remote, f"Qarnot refuses pool {key.name!r}: {error}")
+            self._refuse_all(remotes, f"There is no pool {key.name!r}: {error}")
             return
         archives = {archive for remote in remotes if (archive := remote.archive) is not None}
         await self._connection.send(partial(self._archives.bring, client, uuid, archives))
@@ -658,8 +661,14 @@ class RemoteTasks:
         self._refuse(remote, str(error))
         return None
 
+    def _refuse_all(self, remotes: Iterable[Tracked], reason: str) -> None:
+        """End those that were refused for long enough. The connection may be mended meanwhile."""
+        self._connection.expire()
+        for remote in remotes:
+            self._refuse(remote, reason)
+
     def _refuse(self, remote: Tracked, reason: str) -> None:
-        """End an attempt that Qarnot has refused for long enough."""
+        """End an attempt that was refused for long enough."""
         if remote.refuse():
             self._finish(remote, Outcome.REFUSED, reason)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from airflow_qarnot_pool.api.errors import (
     QarnotError,
+    QarnotInvalidSpecError,
     QarnotNotFoundError,
     QarnotQuotaError,
     QarnotRefusedError,
@@ -25,10 +26,13 @@ REFUSED_FOR = 60.0
 
 
 def is_permanent(error: QarnotError) -> bool:
-    """Return whether the same request may be refused again. A page of a proxy says nothing about it."""
+    """Return whether the same request may be refused again, by Qarnot or by a check before it is sent.
+
+    A page of a proxy says nothing about it.
+    """
     if error.foreign or isinstance(error, QarnotQuotaError):
         return False
-    return isinstance(error, (QarnotNotFoundError, QarnotRefusedError))
+    return isinstance(error, (QarnotInvalidSpecError, QarnotNotFoundError, QarnotRefusedError))
 
 
 @dataclass(frozen=True)

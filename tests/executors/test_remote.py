@@ -739,11 +739,14 @@ def test_a_sweep_finds_what_no_scheduler_watches_and_its_abort_is_sent(
 
 
 def test_without_an_explicit_namespace_nothing_is_submitted_or_swept(
-    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
     monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection())
-    tasks.submit([one := submission()])
-    until(lambda: "needs an explicit namespace" in caplog.text)
+    tasks.submit([submission()])
+    (end,) = ends(tasks, 1)
+    assert end.outcome is Outcome.REFUSED
+    assert "needs an explicit namespace" in end.reason
     assert posts(qarnot) == []
     tasks.sweep()
     taken = threading.Event()
@@ -751,7 +754,28 @@ def test_without_an_explicit_namespace_nothing_is_submitted_or_swept(
     assert taken.wait(PATIENCE)
     until(lambda: not tasks._is_sweep_due)
     assert tasks.take_unwatched() is None
-    tasks.abort([one.attempt.name])
+
+
+def test_without_its_connection_a_task_ends_with_the_reason(
+    tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    tasks.submit([submission()])
+    (end,) = ends(tasks, 1)
+    assert end.outcome is Outcome.REFUSED
+    assert "conn_id names no connection, got 'qarnot_default'" in end.reason
+
+
+def test_a_connection_that_is_mended_in_time_fails_no_task(
+    qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = os.environ["AIRFLOW_CONN_QARNOT_DEFAULT"]
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection())
+    tasks.submit([one := submission()])
+    until(lambda: tasks._remotes[one.attempt.name].refused_since is not None)
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", connection)
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
 
 
 def credits_read(qarnot: LocalQarnot) -> int:
