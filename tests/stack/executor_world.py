@@ -187,9 +187,12 @@ class Deployment:
         finally:
             os.kill(process.pid, signal.SIGCONT)
 
-    def kill_scheduler(self, name: str) -> None:
-        """Kill the main process of a scheduler. It is started again as soon as something waits for Airflow."""
-        for pid in self.airflow.pids(name)[:1]:
+    def kill_scheduler(self, name: str, *, with_workers: bool = False) -> None:
+        """Kill the main process of a scheduler. It is started again as soon as something waits for Airflow.
+
+        :param with_workers: also those that run its local tasks. They keep its database session, and so its locks.
+        """
+        for pid in self.airflow.pids(name)[: None if with_workers else 1]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -151,6 +151,26 @@ def test_a_queued_task_of_a_failed_run_is_aborted(deployment: Deployment) -> Non
     assert deployment.noted("given-up", "start") == {}
 
 
+def test_a_queued_task_that_no_scheduler_watches_any_more_is_aborted(deployment: Deployment) -> None:
+    """Schedulers adopt no task that was failed while they were away."""
+    sweeps = deployment.moments / moments.SWEEPS
+    deployment.qarnot.withhold_nodes(True)
+    try:
+        for node in deployment.qarnot.nodes():
+            deployment.qarnot.kill_node(node["id"])
+        deployment.start("counted", "unwatched", count=1, seconds=0)
+        deployment.airflow.wait_for(deployment.tasks, what="the task to be submitted")
+        for scheduler in ("scheduler-1", "scheduler-2"):
+            deployment.kill_scheduler(scheduler, with_workers=True)
+        deployment.airflow.mark_run("counted", "unwatched", "failed")
+        sweeps.touch()
+        deployment.airflow.wait_for(lambda: not deployment.tasks(), what="the abort", timeout=180)
+    finally:
+        sweeps.unlink(missing_ok=True)
+        deployment.qarnot.withhold_nodes(False)
+    assert deployment.noted("unwatched", "start") == {}
+
+
 def test_a_task_that_is_queued_too_long_is_aborted_before_the_next_is_submitted(
     deployment: Deployment,
 ) -> None:
