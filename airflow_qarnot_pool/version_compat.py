@@ -264,6 +264,38 @@ def instance_ids(ids: Iterable[UUID | str]) -> list[Any]:
     return [UUID(str(each)) if as_uuid else str(each) for each in ids]
 
 
+def earlier_tries(ids: Iterable[UUID | str]) -> Any:
+    """Return a query for the ids and states of those of *ids* that were earlier tries of task instances.
+
+    Rows of a table of their own until 3.3, and of the table of task instances from 3.4 on. Without it the Pools page
+    counts Qarnot tasks of earlier tries as unknown, and nothing ends those that a scheduler has left. Only processes
+    with access to the database may run it. *ids* must be valid.
+    """
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
+
+    wanted = instance_ids(ids)
+    try:
+        models: Any = importlib.import_module("airflow.models.taskinstancehistory")
+    except ImportError:  # 3.4
+        instances: Any = TaskInstance
+        archived = instances.working_set.is_(None)
+        query = select(instances.id, instances.state).where(instances.id.in_(wanted), archived)
+        return query.execution_options(include_all_attempts=True)
+    history = models.TaskInstanceHistory
+    return select(history.task_instance_id, history.state).where(history.task_instance_id.in_(wanted))
+
+
+def queued_tasks(executor: Any) -> dict[Any, Any]:
+    """Return the tasks that wait in an executor, by key. Renamed in 3.4. Without it none would ever leave it."""
+    if hasattr(executor, "executor_queues"):
+        workloads: Any = importlib.import_module("airflow.executors.workloads")
+        tasks: dict[Any, Any] = executor.executor_queues[workloads.WorkloadType.EXECUTE_TASK]
+        return tasks
+    waiting: dict[Any, Any] = executor.queued_tasks
+    return waiting
+
+
 def hook_lineage_collector() -> Any:
     """Return the collector of the files that hooks and object storage paths of this process read and write.
 
@@ -430,6 +462,7 @@ __all__ = [
     "database_xcom",
     "decode_timetable",
     "default_logging_config",
+    "earlier_tries",
     "encode_timetable",
     "hook_lineage_collector",
     "is_supervisor_channel_free",
@@ -437,6 +470,7 @@ __all__ = [
     "mask_new_secrets_in_openlineage",
     "operator_metaclass",
     "partial_operator_class",
+    "queued_tasks",
     "read_connections_from_the_database",
     "redact",
     "runtime_task_instance",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_qarnot_pool.api.fields import is_uuid
 from airflow_qarnot_pool.executors.running import FAILED, REQUEUED, Attempt, InstanceRow
-from airflow_qarnot_pool.version_compat import instance_ids
+from airflow_qarnot_pool.version_compat import earlier_tries, instance_ids
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -44,15 +44,7 @@ def read_instances(session: Session, ids: Iterable[str], job_id: Any) -> dict[st
 
 def read_replaced(session: Session, ids: Iterable[str]) -> set[str]:
     """Return those of *ids* that a task instance had in an earlier try, or before it was cleared."""
-    from airflow.models.taskinstancehistory import TaskInstanceHistory
-    from sqlalchemy import select
-
-    column = TaskInstanceHistory.task_instance_id
-    return {
-        str(each)
-        for chunk in _chunks(ids)
-        for each in session.scalars(select(column).where(column.in_(chunk)))
-    }
+    return {str(each) for chunk in _chunks(ids) for each, _ in session.execute(earlier_tries(chunk))}
 
 
 def read_reasons(session: Session, ti: Any) -> list[str]:

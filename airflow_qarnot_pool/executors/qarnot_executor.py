@@ -26,6 +26,7 @@ from airflow_qarnot_pool.executors.running import (
     name_of,
     unneeded,
 )
+from airflow_qarnot_pool.version_compat import queued_tasks
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteTask
@@ -135,7 +136,7 @@ class QarnotExecutor(BaseExecutor):
         submissions = []
         for workload in workloads:
             key = workload.ti.key
-            del self.queued_tasks[key]
+            del queued_tasks(self)[key]
             try:
                 submissions.append(self._submission(workload))
             except QarnotInvalidSpecError as error:
@@ -252,7 +253,7 @@ class QarnotExecutor(BaseExecutor):
         key = end.attempt.key
         # An attempt that was replaced or dropped has no report.
         if self._newest.get(key) != end.attempt.name or (
-            not end.attempt.external_id and key in self.queued_tasks
+            not end.attempt.external_id and key in queued_tasks(self)
         ):
             return EndAction.FORGET
         return judge(end, instances.get(end.attempt.instance_id), self._requeues[key])
@@ -362,7 +363,7 @@ class QarnotExecutor(BaseExecutor):
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Abort the Qarnot task of *ti*. This scheduler submits a new one only after the end of this one."""
-        self.queued_tasks.pop(ti.key, None)
+        queued_tasks(self).pop(ti.key, None)
         name = self._newest.get(ti.key)
         if name is not None:
             self._drop([name])

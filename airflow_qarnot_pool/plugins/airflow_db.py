@@ -12,14 +12,13 @@ from uuid import UUID
 from airflow.models.dagrun import DagRun
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstance
-from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.utils.session import create_session
 from sqlalchemy import select, tuple_
 
 from airflow_qarnot_pool.api.models import Pool
 from airflow_qarnot_pool.ownership.identity import label
 from airflow_qarnot_pool.plugins.rows import Closings, RunFacts
-from airflow_qarnot_pool.version_compat import instance_ids
+from airflow_qarnot_pool.version_compat import earlier_tries, instance_ids
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +61,12 @@ def instance_states(instances: Sequence[UUID]) -> dict[UUID, str]:
     states: dict[UUID, str] = {}
     with create_session() as session:
         for start in range(0, len(instances), 500):
-            chunk = instance_ids(instances[start : start + 500])
-            for column, state in (
-                (TaskInstanceHistory.task_instance_id, TaskInstanceHistory.state),
-                (TaskInstance.id, TaskInstance.state),
-            ):
-                for instance, value in session.execute(select(column, state).where(column.in_(chunk))):
+            chunk = instances[start : start + 500]
+            current = select(TaskInstance.id, TaskInstance.state).where(
+                TaskInstance.id.in_(instance_ids(chunk))
+            )
+            for query in (earlier_tries(chunk), current):
+                for instance, value in session.execute(query):
                     states[UUID(str(instance))] = (
                         "none" if value is None else str(getattr(value, "value", value))
                     )

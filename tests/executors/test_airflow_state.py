@@ -17,23 +17,22 @@ if TYPE_CHECKING:
 @pytest.fixture
 def session() -> Iterator[Session]:
     from airflow.models import import_all_models
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.models.taskinstancehistory import TaskInstanceHistory
+    from airflow.models.base import Base
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
 
     import_all_models()
     engine = create_engine("sqlite://")
-    for model in (TaskInstance, TaskInstanceHistory):
-        model.__table__.create(engine)
+    for name in {"task_instance", "task_instance_history"} & set(Base.metadata.tables):
+        Base.metadata.tables[name].create(engine)
     with Session(engine) as session:
         yield session
     engine.dispose()
 
 
 def test_ids_of_task_instances_and_of_their_earlier_tries_are_known(session: Session) -> None:
+    from airflow.models.base import Base
     from airflow.models.taskinstance import TaskInstance
-    from airflow.models.taskinstancehistory import TaskInstanceHistory
     from sqlalchemy import insert
 
     current, cleared, unknown = (str(uuid.uuid4()) for _ in range(3))
@@ -42,9 +41,11 @@ def test_ids_of_task_instances_and_of_their_earlier_tries_are_known(session: Ses
     session.execute(
         insert(TaskInstance).values(id=as_id(current), state="running", try_number=2, pool_slots=1, **key)
     )
-    session.execute(
-        insert(TaskInstanceHistory).values(task_instance_id=as_id(cleared), try_number=1, pool_slots=1, **key)
-    )
+    earlier = {"try_number": 1, "pool_slots": 1, **key}
+    if (history := Base.metadata.tables.get("task_instance_history")) is not None:
+        session.execute(insert(history).values(task_instance_id=as_id(cleared), **earlier))
+    else:  # 3.4
+        session.execute(insert(TaskInstance).values(id=as_id(cleared), working_set=None, **earlier))
     # A tag of a Qarnot task is any text.
     ids = [current, cleared, unknown, "no id"]
     assert {each: one.state for each, one in read_instances(session, ids, 7).items()} == {current: "running"}
