@@ -25,6 +25,7 @@ from airflow_qarnot_pool.executors.bundle_archives import (
 from airflow_qarnot_pool.executors.environment import archive_of, prepare, with_environment
 from airflow_qarnot_pool.executors.image import Installed, differences, installed
 from airflow_qarnot_pool.executors.node_check import MARK, TIMEOUT
+from airflow_qarnot_pool.executors.pool import missing_namespace
 from airflow_qarnot_pool.executors.workload_task import constants_of, lifetime, node_settings
 from airflow_qarnot_pool.hooks.address import is_loopback
 
@@ -290,6 +291,8 @@ def check(
     from airflow.executors.workloads import ExecuteTask
 
     problems = problems_before(options, pool, client.url)
+    if (error := missing_namespace(settings)) is not None:
+        problems.append(str(error))
     if "network" not in pool.profile:
         return problems  # the node would report nothing else
     resource = None

@@ -45,6 +45,17 @@ class PoolKey(NamedTuple):
         return cls(config.pool, config.slots)
 
 
+def missing_namespace(settings: ConnectionSettings) -> QarnotInvalidSpecError | None:
+    """Return an error if the connection has no explicit namespace."""
+    if settings.namespace_is_explicit:
+        return None
+    return QarnotInvalidSpecError(
+        "The pool of QarnotExecutor needs an explicit namespace: without one another deployment may share it",
+        field="namespace",
+        remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
+    )
+
+
 def shared_identity(namespace: str, key: PoolKey, fingerprint: str) -> TaskInstanceIdentity:
     """Return the identity of a pool, which is the same in each scheduler of the deployment."""
     sized = f"{key.name}-{key.slots}" if key.slots > 1 else key.name
@@ -96,12 +107,8 @@ class ExecutorPools:
         return True
 
     def _claim(self, client: QarnotClient, settings: ConnectionSettings, key: PoolKey) -> str:
-        if not settings.namespace_is_explicit:
-            raise QarnotInvalidSpecError(
-                "The pool of QarnotExecutor needs an explicit namespace: without one another deployment may share it",
-                field="namespace",
-                remedy=f"Set it in the connection {settings.conn_id!r}, or as [qarnot] namespace.",
-            )
+        if (error := missing_namespace(settings)) is not None:
+            raise error
         pool = self._options.pools[key.name]
         spec = pool.spec(key.slots)
         added = bundle_resources(self._options.node_environment.get(BUNDLES))

@@ -579,7 +579,7 @@ class RemoteTasks:
         except QarnotError as error:
             if not is_permanent(error):
                 raise
-            self._refuse_all(remotes, f"There is no pool {key.name!r}: {error}")
+            self._refuse_all(remotes, f"Pool {key.name!r} cannot be made: {error}")
             return
         archives = {archive for remote in remotes if (archive := remote.archive) is not None}
         await self._connection.send(partial(self._archives.bring, client, uuid, archives))

@@ -15,6 +15,7 @@ from airflow_qarnot_pool.executors.bundle_archives import BUNDLE_CLASS, BUNDLES
 from airflow_qarnot_pool.executors.image import Installed
 from airflow_qarnot_pool.executors.node_check import MARK
 from airflow_qarnot_pool.executors.workload_task import TOKEN_OPTION
+from airflow_qarnot_pool.hooks.qarnot import QarnotHook
 from airflow_qarnot_pool.local import LocalQarnot
 
 TOKEN = "eyJhbGciOiJIUzUxMiJ9.cGF5bG9hZCBvZiBhIHRva2Vu.c2lnbmF0dXJl"
@@ -142,6 +143,16 @@ def test_problems_that_need_no_node_are_found_without_one(case: str) -> None:
 
 def spec_of(name: str, **given: Any) -> Any:
     return check.probe_task(options_of(**given), pool_of(), name, "an-id", TOKEN)
+
+
+def test_a_connection_without_a_namespace_is_named(
+    qarnot: LocalQarnot, client: QarnotClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", qarnot.airflow_connection())
+    settings = QarnotHook().settings
+    pool = pool_of(profile="docker-batch")
+    sentences = check.check(client, settings, options_of(profile="docker-batch"), pool, print)
+    assert any("needs an explicit namespace" in sentence for sentence in sentences)
 
 
 def test_the_probe_is_like_a_task_of_the_executor_and_hides_its_token() -> None:
