@@ -550,7 +550,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         return trigger, "warm_up_with_room"
 
     def _warm_up_on(self) -> Callable[[str], TaskInstanceIdentity] | None:
-        if not (self.shared and self._warms_up and self.wait_for_completion):
+        if not (self._warms_up and self.wait_for_completion):
             return None
         return lambda pool: self._warm_up.identity(pool, self._awaited())
 

@@ -87,12 +87,16 @@ class QarnotPoolTrigger(QarnotTrigger):
             return
         if identity.shared:
             await self._request(lambda client: release(client, identity, opened_by=(identity.task_id,)))
-            if warm_up := self.resume_state.get("warm_up"):
-                # The pool may stay open for other runs, which need its slots.
-                await self._request(lambda client: end(client.tasks, warm_up))
+            await self._end_warm_up(identity)
             return
         if await self._request(lambda client: is_taken_over(client.pools, identity, self.uuid)):
             self.log.info("Pool %s stays open: a later try of its Airflow task uses it", self.uuid)
             return
         await self._request(lambda client: end(client.pools, self.uuid, later_than(identity)))
+        await self._end_warm_up(identity)
         self.log.info("Closed pool %s: its Airflow task is %s", self.uuid, state or "cleared")
+
+    async def _end_warm_up(self, identity: TaskInstanceIdentity) -> None:
+        """End the warm-up: other runs need the slots of a shared pool, and one that is closed may keep it queued."""
+        if warm_up := self.resume_state.get("warm_up"):
+            await self._request(lambda client: end(client.tasks, warm_up, later_than(identity)))

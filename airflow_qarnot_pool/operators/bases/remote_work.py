@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class RemoteWork:
     killed: KillFlag = field(default_factory=KillFlag)
     #: Shortnames of objects that this try may have created, while their uuid is not known.
     unseen: set[str] = field(default_factory=set)
-    #: Returns the identity of the warm-up on a shared pool. The warm-up ends when this try releases the pool.
+    #: Returns the identity of the warm-up on a pool. It ends with the pool, or when this try releases a shared one: a
+    #: service may keep it in the queue of a closed pool.
     warm_up_on: Callable[[str], TaskInstanceIdentity] | None = None
     #: Whether a later try has the object. This process was suspended then, and has nothing to end any more.
     taken_over: bool = False
@@ -68,6 +70,10 @@ class RemoteWork:
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
             end(resource, self.uuid, self._notes_later_try)
+            if self.warm_up_on is not None and not self.taken_over:
+                within = KILL_TIMEOUT - (time.monotonic() - started) if hurried else None
+                with suppress(QarnotError):  # it costs nothing there, and the reaper finds it
+                    end_lineage(client.tasks, self.warm_up_on(self.uuid), within)
         else:
             within = remaining if hurried else None
             self.taken_over = end_lineages(resource, self.identity, within=within) is None
