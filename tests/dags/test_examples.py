@@ -23,6 +23,7 @@ from airflow_qarnot_pool.api.specs import PoolSpec
 from airflow_qarnot_pool.get_provider_info import get_provider_info
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.ownership.claim import ClaimRequest, claim
+from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
 from tests.conftest import ROOT
 from tests.harness import life_of
 
@@ -274,6 +275,9 @@ def test_qarnot_shared_pool(client: QarnotClient, example: Path) -> None:
 def test_qarnot_on_time(client: QarnotClient, example: Path) -> None:
     """By hand, so that the DAG is paused. No pool lingers for it."""
     run = Run(client, example)
+    if AIRFLOW_VERSION < (3, 2):  # It does not tell a task that its DAG is paused.
+        assert str(run.dag_run.state) == "success", run.states
+        return
     run.assert_good()
     assert run.only_pool().labels["airflow.shared"] == "forecasts"
 

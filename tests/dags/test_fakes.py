@@ -50,13 +50,13 @@ from airflow_qarnot_pool.ownership.liveness import dag_run_state, task_instance_
 PULLS = json.loads('''{pulls}''')
 
 
-def push(ti, value):
+def push(value, ti=None):
     ti.xcom_push("k", value)
     if ti.task_id != "nothing":
         return value
 
 
-def ask(ti, dag_run, index):
+def ask(index, ti=None, dag_run=None):
     ti.xcom_push("k", {{"own": index}})
     xcoms.push(ti, "direct", [index])
     xcoms.push(ti, "direct", [index, ti.map_index])

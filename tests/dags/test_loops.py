@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from airflow.dag_processing.dagbag import DagBag
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.version_compat import AIRFLOW_VERSION
@@ -70,6 +69,8 @@ def test_each_iteration_has_qarnot_tasks_of_its_own(
     monkeypatch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps(bundles))
     file = tmp_path / "loops.py"
     file.write_text(LOOP)
+    from airflow.dag_processing.dagbag import DagBag
+
     bag = DagBag(dag_folder=str(file))
     assert bag.import_errors == {}
     run = Run.of(bag.dags["loops"].test(), client)
@@ -82,5 +83,7 @@ def test_each_iteration_has_qarnot_tasks_of_its_own(
 def test_a_function_on_a_node_that_asks_for_the_loop_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "loops.py"
     file.write_text(LOOP_ON_A_NODE)
+    from airflow.dag_processing.dagbag import DagBag
+
     (error,) = DagBag(dag_folder=str(file)).import_errors.values()
     assert "Airflow's 'loop' does not reach the node" in error
