@@ -569,6 +569,7 @@ class QarnotCreatePoolOperator(PoolOperator):
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Return the uuid of the pool that is ready, or close the pool and report why it is not."""
         outcome = self._resume(context, event)
+        self._running.warm_up = outcome.resume_state.get("warm_up")
         with self._closing_on_error():
             if outcome.resume_state.get(COLD):
                 outcome = self._boot_again(context, outcome)
@@ -611,6 +612,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         self._failed_boots = 1 + _failed_boots(outcome.resume_state)
         self.log.warning("Pool %s did not become ready on its rung: %s", outcome.uuid, outcome.message)
         end(self.client.pools, outcome.uuid)
+        if warm_up := outcome.resume_state.get("warm_up"):
+            end(self.client.tasks, warm_up)
         failed = {outcome.uuid: self.client.pools.find(outcome.uuid)}
         return self._open(context, _stored_deadline(outcome.resume_state), failed=failed)
 

@@ -40,6 +40,8 @@ class RemoteWork:
     #: Returns the identity of the warm-up on a pool. It ends with the pool, or when this try releases a shared one: a
     #: service may keep it in the queue of a closed pool.
     warm_up_on: Callable[[str], TaskInstanceIdentity] | None = None
+    #: Its uuid, if this try knows it.
+    warm_up: str | None = None
     #: Whether a later try has the object. This process was suspended then, and has nothing to end any more.
     taken_over: bool = False
     #: Why the object could not be ended.
@@ -73,7 +75,10 @@ class RemoteWork:
             if self.warm_up_on is not None and not self.taken_over:
                 within = KILL_TIMEOUT - (time.monotonic() - started) if hurried else None
                 with suppress(QarnotError):  # it costs nothing there, and the reaper finds it
-                    end_lineage(client.tasks, self.warm_up_on(self.uuid), within)
+                    if self.warm_up is not None:
+                        end(client.tasks, self.warm_up, self._notes_later_try)
+                    else:
+                        end_lineage(client.tasks, self.warm_up_on(self.uuid), within)
         else:
             within = remaining if hurried else None
             self.taken_over = end_lineages(resource, self.identity, within=within) is None

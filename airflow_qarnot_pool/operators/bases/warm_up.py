@@ -93,7 +93,8 @@ class WarmUp:
         )
         while True:
             try:
-                return claim(claim_request).uuid
+                operator._running.warm_up = uuid = claim(claim_request).uuid
+                return uuid
             except QarnotQuotaError as error:
                 operator._wait_for_room(context, error, killed)
 
