@@ -156,7 +156,11 @@ def airflow(qarnot: LocalQarnot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     home = tmp_path / "airflow"
     home.mkdir()
     started = ApiServer(
-        home, tmp_path, qarnot=endpoint, env={f"AIRFLOW__{name}": value for name, value in settings.items()}
+        home,
+        tmp_path,
+        qarnot=endpoint,
+        namespace="nodes",
+        env={f"AIRFLOW__{name}": value for name, value in settings.items()},
     )
     with started:
         yield started
