@@ -74,6 +74,8 @@ def test_a_run_that_is_marked_failed_or_cleared_leaves_the_pool_to_the_others(wo
     )
     for run in (failed, goes_on, cleared):
         run.wait_tasks("live")
+        # Airflow tells a trigger of a mark only once it runs.
+        run.wait_watched()
     (pool,) = live(lane)
     failed.mark_run("failed")
     failed.wait_tasks("Cancelled")
