@@ -120,14 +120,29 @@ class QarnotExecutor(BaseExecutor):
                 "Before 3.2.2 Airflow commits no id with a queued task. After a crash of the scheduler QarnotExecutor "
                 "searches by tag, and a search may be late."
             )
-        elif has_others and self.name is not None and self.name.alias is None:
+        elif has_others and self.name is not None and self.name.alias != type(self).__name__:
+            alias = f"the alias {self.name.alias!r}" if self.name.alias else "no alias"
             risks.append(
-                "QarnotExecutor has no alias in [core] executor, so Airflow commits no id for tasks with "
+                f"QarnotExecutor has {alias} in [core] executor, so Airflow commits no id for tasks with "
                 "executor='QarnotExecutor'. Write QarnotExecutor:" + self.name.module_path
             )
         return risks
 
     # --- queued tasks
+
+    def queue_workload(self, workload: Any, session: Any) -> None:
+        """Queue a task. A callback fails with the reason.
+
+        The scheduler does not ask before it queues one, and an error here would end it.
+        """
+        if type(workload).__name__ == "ExecuteCallback":
+            self.fail(
+                workload.key,
+                "QarnotExecutor runs no callbacks. Name another executor of [core] executor in the callback, "
+                "for example SyncCallback(..., executor='LocalExecutor').",
+            )
+        else:
+            super().queue_workload(workload, session)
 
     def _process_workloads(self, workloads: Sequence[Any]) -> None:
         """Submit *workloads*. A task that cannot be submitted fails with the reason."""
@@ -281,13 +296,14 @@ class QarnotExecutor(BaseExecutor):
 
     def _fail(self, key: Any, reason: str) -> None:
         """Fail a task, with *reason* in the log of the scheduler, the audit log, and so the log view of the task."""
+        reason = _storable(reason)
         self.log.warning("%s failed: %s", key, reason)
         self.log_task_event(event=FAILED, extra=reason, ti_key=key)
         self.fail(key, reason)
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to the audit log."""
-        super().log_task_event(event=event, extra=extra, ti_key=ti_key)
+        super().log_task_event(event=event, extra=_storable(extra), ti_key=ti_key)
         # Airflow 3.3.2 gives the entries to SQLAlchemy by a generator. Those without another reference are garbage
         # before they are stored, and all entries of a heartbeat are lost.
         self._audit_log = list(self._task_event_logs)
@@ -445,3 +461,8 @@ class QarnotExecutor(BaseExecutor):
         """Submit what is to be submitted, for seconds at most. Qarnot tasks that run stay for the next scheduler."""
         if self._remote is not None:
             self._remote.stop(STOP_TIMEOUT)
+
+
+def _storable(text: str) -> str:
+    """Return *text* without NUL, which the output of a node may have. PostgreSQL refuses it, and the scheduler ends."""
+    return text.replace("\0", "\ufffd")

@@ -91,6 +91,12 @@ def _count_adopted(attempts: Sequence[Attempt]) -> None:
         metrics.incr("executor.adopted", count, pool=pool)
 
 
+def _sent(placed: Iterable[tuple[Tracked, TaskSpec]], *, is_unclear: bool) -> None:
+    """Record that a bulk request has ended without results."""
+    for remote, _ in placed:
+        remote.is_sending, remote.is_unclear = False, is_unclear
+
+
 class RemoteTasks:
     """The Qarnot tasks of this scheduler's attempts. Methods without an underscore are for the scheduler's thread."""
 
@@ -427,7 +433,11 @@ class RemoteTasks:
         found, error = await self._find([remote.attempt for remote in unknown])
         _count_adopted([remote.attempt for remote in unknown if found.get(remote.attempt.name)])
         for remote in self._follow_found(unknown, found):
-            self._finish(remote, Outcome.MISSING, "The scheduler before has not submitted it")
+            self._finish(
+                remote,
+                Outcome.MISSING,
+                f"Qarnot has no task {remote.attempt.name}: it was not submitted, or was deleted",
+            )
         if error is not None:
             raise error
 
@@ -494,7 +504,7 @@ class RemoteTasks:
         ended, error = await self._connection.send(partial(end_each, client, list(ending)))
         for uuid, is_accepted in ended.items():
             if is_accepted:
-                ending[uuid].has_sent_abort = True
+                ending[uuid].has_sent_abort, ending[uuid].aborted_at = True, time.monotonic()
             elif ending[uuid].refuse():
                 # A sweep finds it if it runs.
                 self._remove(ending[uuid])
@@ -550,7 +560,7 @@ class RemoteTasks:
 
     def _ready(self) -> list[Tracked]:
         """Return the attempts to submit. One that follows an attempt that is aborted waits for the end of that."""
-        held = {remote.attempt.instance_id for remote in self._remotes.values() if remote.is_aborting}
+        held = {remote.attempt.instance_id for remote in self._remotes.values() if remote.holds_next}
         unsent = (remote for remote in self._remotes.values() if remote.is_unsent and remote.is_due)
         return [remote for remote in unsent if remote.attempt.instance_id not in held]
 
@@ -610,14 +620,24 @@ class RemoteTasks:
                 partial(client.tasks.create_many, [spec for _, spec in placed])
             )
         except QarnotError as error:
-            is_unclear = getattr(error, "ambiguous", isinstance(error, QarnotProtocolError))
-            for remote, _ in placed:
-                remote.is_sending, remote.is_unclear = False, is_unclear
+            _sent(placed, is_unclear=getattr(error, "ambiguous", isinstance(error, QarnotProtocolError)))
             return await self._send_failed(client, placed, error)
+        except Exception:
+            _sent(placed, is_unclear=True)
+            raise
         count_decisions(log, Decision.FRESH_SUBMIT, sum(result.uuid is not None for result in results))
+        # Another request may fail, so those that were created are watched before it.
+        failures = [
+            (remote, failed)
+            for (remote, _), result in zip(placed, results, strict=True)
+            if (failed := self._take_result(remote, result)) is not None
+        ]
         failure = None
-        for (remote, _), result in zip(placed, results, strict=True):
-            failure = await self._take_result(client, remote, result) or failure
+        for remote, failed in failures:
+            if is_permanent(failed) and not remote.is_unclear:
+                failure = await self._refused(client, remote, failed) or failure
+            else:
+                failure = failed
         if isinstance(failure, QarnotQuotaError):
             await self._make_room(client)
         return failure
@@ -638,20 +658,15 @@ class RemoteTasks:
                 return passing
         return None
 
-    async def _take_result(
-        self, client: QarnotClient, remote: Tracked, result: BulkItem
-    ) -> QarnotError | None:
+    def _take_result(self, remote: Tracked, result: BulkItem) -> QarnotError | None:
+        """Watch a Qarnot task that was created; otherwise return the error."""
         remote.is_sending = False
         if result.uuid is not None:
             self._follow(remote, result.uuid)
             return None
-        assert result.error is not None
-        if isinstance(result.error, QarnotNameTakenError):
-            remote.is_unclear = True  # an earlier request has created it after all
-            return result.error
-        if not is_permanent(result.error):
-            return result.error
-        return await self._refused(client, remote, result.error)
+        # An earlier request has created it after all.
+        remote.is_unclear = isinstance(result.error, QarnotNameTakenError)
+        return result.error
 
     async def _refused(self, client: QarnotClient, remote: Tracked, error: QarnotError) -> QarnotError | None:
         """End an attempt that Qarnot refuses, unless its pool was closed. Then the next round has another pool."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from airflow_qarnot_pool.executors.running import Attempt
     from airflow_qarnot_pool.executors.watches import CallbackSubscriber
 
+#: Maximum seconds from an accepted abort to its end for which the next attempt of the task instance waits.
+MAX_HELD = 240.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -41,6 +44,8 @@ class Tracked:
     is_unclear: bool = False
     is_aborting: bool = False
     has_sent_abort: bool = False
+    #: When Qarnot has accepted its abort, on the clock of ``time.monotonic``.
+    aborted_at: float = math.inf
     #: The Qarnot task that was seen to fail.
     failed: Task | None = None
     #: Whether the Qarnot task belongs to another attempt of the same task instance, and perhaps to another scheduler.
@@ -66,6 +71,11 @@ class Tracked:
         """Seconds until it has waited for too long to be submitted, or for a slot."""
         limit = self.submission.spec.max_time_queue if self.submission is not None else None
         return math.inf if limit is None else limit.total_seconds() - (time.monotonic() - self.since)
+
+    @property
+    def holds_next(self) -> bool:
+        """Whether the next attempt of its task instance waits for its end. A lost end holds it for minutes only."""
+        return self.is_aborting and time.monotonic() - self.aborted_at < MAX_HELD
 
     @property
     def is_to_abort(self) -> bool:

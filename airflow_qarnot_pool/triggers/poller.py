@@ -352,7 +352,7 @@ class Poller:
     @property
     def closed(self) -> bool:
         """Whether it polls no more."""
-        return self._task.done() or self.loop.is_closed()
+        return self._task.done() or self._task.cancelling() > 0 or self.loop.is_closed()
 
     def add(self, subscriber: Subscriber) -> None:
         """Poll for *subscriber*, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,13 +63,26 @@ def test_a_parallelism_below_1_is_refused(parallelism: int, monkeypatch: pytest.
         QarnotExecutor().start()
 
 
-def test_workloads_that_are_no_tasks_are_refused_when_they_are_queued(executor: QarnotExecutor) -> None:
-    for kind in ("ExecuteCallback", "TestConnection"):
-        if (model := getattr(workloads, kind, None)) is not None:
-            with pytest.raises(NotImplementedError, match=kind):
-                executor.queue_workload(model.model_construct(), session=None)
+def test_a_callback_fails_with_the_reason_and_ends_no_scheduler(executor: QarnotExecutor) -> None:
+    if not hasattr(workloads, "ExecuteCallback"):
+        pytest.skip("Airflow 3.1 has no callbacks for executors")
+    from airflow.models.callback import CallbackKey
+
+    key = CallbackKey(str(uuid.uuid4()))
+    workload = workloads.ExecuteCallback.model_construct(callback=SimpleNamespace(key=key))
+    executor.queue_workload(workload, session=None)
+    ((state, reason),) = executor.event_buffer.values()
+    assert str(getattr(state, "value", state)) == "failed"
+    assert "SyncCallback(..., executor='LocalExecutor')" in reason
     executor.heartbeat()
     assert executor.slots_occupied == 0
+
+
+def test_a_test_of_a_connection_is_refused_when_it_is_queued(executor: QarnotExecutor) -> None:
+    if not hasattr(workloads, "TestConnection"):
+        pytest.skip("Airflow 3.3 has the first tests of connections for executors")
+    with pytest.raises(NotImplementedError, match="TestConnection"):
+        executor.queue_workload(workloads.TestConnection.model_construct(), session=None)
 
 
 # --- slots

@@ -458,6 +458,16 @@ def test_no_end_is_lost_while_the_database_is_away(executor: QarnotExecutor, dat
     assert events(executor) == {one.ti.key: ("failed", "node lost")}
 
 
+def test_a_reason_with_a_nul_can_be_stored(executor: QarnotExecutor, database: Database) -> None:
+    """PostgreSQL refuses it, which would end each scheduler that reads the output of the node."""
+    one = workload()
+    queue(executor, database, one)
+    state_of(database, one, "running")
+    end(executor, one, Outcome.FAILURE, "last line\0")
+    assert events(executor) == {one.ti.key: ("failed", "last line\ufffd")}
+    assert [entry.extra for entry in executor._audit_log] == ["last line\ufffd"]
+
+
 def test_the_end_of_a_scheduler_leaves_its_tasks_to_the_next(
     executor: QarnotExecutor, database: Database
 ) -> None:
@@ -499,6 +509,22 @@ def test_risky_settings_are_said_at_the_start(
     risks = executor._risks(executor._options)  # type: ignore[arg-type]
     for words in (f"[{section}] {option} is too short", "all 32 places"):
         assert any(words in risk for risk in risks), words
+    executor.end()
+
+
+@pytest.mark.parametrize("alias", [None, "qarnot", "QarnotExecutor"])
+def test_an_alias_that_tasks_do_not_name_is_said_at_the_start(
+    alias: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.executors.executor_utils import ExecutorName
+
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "LocalExecutor,x.QarnotExecutor")
+    executor = QarnotExecutor()
+    executor.name = ExecutorName(module_path="x.QarnotExecutor", alias=alias)
+    executor.start()
+    risks = executor._risks(executor._options)  # type: ignore[arg-type]
+    said = any("Write QarnotExecutor:x.QarnotExecutor" in risk for risk in risks)
+    assert said == (alias != "QarnotExecutor" and COMMITS_EXECUTOR_IDS)
     executor.end()
 
 

@@ -21,7 +21,7 @@ from airflow_qarnot_pool.api.errors import QarnotRefusedError
 from airflow_qarnot_pool.api.models import Task
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.costs.limits import LimitLevel
-from airflow_qarnot_pool.executors import daily_cost, remote, retries
+from airflow_qarnot_pool.executors import daily_cost, remote, retries, tracked
 from airflow_qarnot_pool.executors.options import ExecutorOptions, PoolOptions
 from airflow_qarnot_pool.executors.pool import PoolKey, delete_closed, pool_tag
 from airflow_qarnot_pool.executors.qarnot_executor import QarnotExecutor
@@ -468,6 +468,39 @@ def test_an_attempt_that_is_aborted_while_it_is_sent_is_ended(
     tasks.abort([one.attempt.name])
     qarnot.faults([])
     until(lambda: live(client, one.attempt) == ["Cancelled"])
+
+
+def test_a_task_that_was_created_beside_a_refused_one_is_known_though_qarnot_is_away_then(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks
+) -> None:
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    refused, good = submission(), submission("sleep 600")
+    spec = TaskSpec(name="dag.task", command="true", resource_buckets=["no-such-bucket"])
+    qarnot.faults([{"method": "GET", "path": "/pools/.*", "kind": "status", "status": 503}])
+    tasks.submit([Submission(attempt=refused.attempt, spec=spec, pool=refused.pool), good])
+    until(lambda: live(client, good.attempt))
+    tasks.abort([good.attempt.name, refused.attempt.name])
+    until(lambda: live(client, good.attempt) == ["Cancelled"])
+    until(lambda: not tasks._remotes)
+
+
+def test_an_end_that_is_never_seen_holds_the_next_attempt_for_minutes_only(
+    qarnot: LocalQarnot, client: QarnotClient, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = attempt()
+    tasks.submit([submission("sleep 600", of=first)])
+    until(lambda: "FullyExecuting" in live(client, first))
+    monkeypatch.setattr(tasks, "_observe", lambda *_: None)
+    tasks._remotes[first.name].watch.on_update = None
+    tasks.abort([first.name])
+    until(lambda: live(client, first) == ["Cancelled"])
+    following = attempt(instance_id=first.instance_id)
+    tasks.submit([submission(of=following)])
+    until(lambda: following.name in tasks._remotes)
+    assert not live(client, following)
+    monkeypatch.setattr(tracked, "MAX_HELD", 0.0)
+    until(lambda: live(client, following))
 
 
 def test_a_qarnot_task_that_a_late_request_has_created_is_the_one_of_its_attempt(
