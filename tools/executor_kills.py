@@ -145,7 +145,8 @@ class Intervention:
         wait_tasks(deployment, run_id)
         time.sleep(self.begins)
         if self.killed_first:
-            deployment.kill_scheduler(self.scheduler)
+            # Its local workers would keep its database session, and its locks with it.
+            deployment.kill_scheduler(self.scheduler, with_workers=True)
             time.sleep(self.killed_after)
         if self.clears:
             deployment.airflow.clear(DAG_ID, run_id, [("work", index) for index in range(tasks)])
