@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_qarnot_pool.api.errors import QarnotCredentialsError, QarnotError
+from airflow_qarnot_pool.api.errors import QarnotCredentialsError
 from airflow_qarnot_pool.api.limits import parse_stored_time
 from airflow_qarnot_pool.ownership.identity import FORMAT_VERSION
 from airflow_qarnot_pool.ownership.quota import AirflowStates, QuotaRoom, free_places, is_busy, is_full
@@ -199,7 +199,7 @@ async def wait_for_room(
             await asyncio.sleep(min(seconds_left, pause))
             try:
                 account, places = await waiting.poll(conn_id, kind, poll_interval)
-            except QarnotError as error:
+            except Exception as error:  # also of Airflow, about the connection
                 log.info("Could not read the account's quota, reading it again: %s", error)
                 # An operator that tries gets the same response to an invalid token, and raises it.
                 is_final = isinstance(error, QarnotCredentialsError)

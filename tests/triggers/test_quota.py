@@ -158,6 +158,7 @@ async def waiters(monkeypatch: pytest.MonkeyPatch, number: int) -> list[asyncio.
     ("error", "tries"),
     [
         pytest.param(QarnotUnavailableError("down"), 0, id="an outage"),
+        pytest.param(RuntimeError("the connection cannot be read"), 0, id="an outage of Airflow"),
         pytest.param(QarnotCredentialsError("401"), 1, id="an invalid token"),
     ],
 )
