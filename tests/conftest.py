@@ -155,6 +155,13 @@ def bundles_of_this_test() -> None:
         snapshot.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def connections_of_this_test() -> None:
+    """Forget the connections that triggers of earlier tests have read."""
+    if requests := sys.modules.get("airflow_qarnot_pool.triggers.airflow_requests"):
+        requests._last_read.clear()
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The browser of this process. See :meth:`Browser.begin`."""

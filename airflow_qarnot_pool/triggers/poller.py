@@ -515,19 +515,10 @@ class Poller:
             return
         try:
             settings = await read_settings(self.conn_id)
-        except QarnotError:
-            raise
-        except Exception as error:
-            if self._settings is None and isinstance(error, AirflowNotFoundException):
-                raise QarnotInvalidSpecError(
-                    f"There is no connection {self.conn_id!r}: {error}", field="qarnot_conn_id"
-                ) from error
-            if self._settings is None:
-                raise
-            # Airflow's own API may be down for a while, or the secrets backend, which Airflow reports as a connection
-            # that is not found. The settings from the last read still serve.
-            log.warning("Could not read connection %s again: %s", self.conn_id, error)
-            settings = self._settings
+        except AirflowNotFoundException as error:
+            raise QarnotInvalidSpecError(
+                f"There is no connection {self.conn_id!r}: {error}", field="qarnot_conn_id"
+            ) from error
         if settings != self._settings:
             # No retries, because this loop backs off itself and stays quick to cancel.
             self._client = await self._request(lambda: settings.client(retries=0))

@@ -800,6 +800,18 @@ def test_without_its_connection_a_task_ends_with_the_reason(
     assert "conn_id names no connection, got 'qarnot_default'" in end.reason
 
 
+def test_a_secrets_backend_that_is_away_for_long_fails_no_task(
+    tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "REFUSED_FOR", 0.1)
+    tasks.submit([submission()])
+    ends(tasks, 1)
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    tasks._connection.expire()
+    tasks.submit([submission()])
+    assert [end.outcome for end in ends(tasks, 1)] == [Outcome.SUCCESS]
+
+
 def test_a_connection_that_is_mended_in_time_fails_no_task(
     qarnot: LocalQarnot, tasks: RemoteTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from airflow_qarnot_pool.ownership import xcoms
 from airflow_qarnot_pool.triggers import airflow_requests
 from airflow_qarnot_pool.triggers.airflow_requests import in_thread, read_settings
 from airflow_qarnot_pool.triggers.log_follower import LogFollower
+from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from tests.harness import life_of
 
 
@@ -81,6 +83,22 @@ def test_a_cancelled_read_of_a_connection_returns_after_its_thread_has_finished(
         assert reading.cancelled()
 
     asyncio.run(case())
+
+
+def test_the_settings_of_the_last_read_serve_while_a_connection_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Airflow reports a secrets backend that fails as a connection that is not found."""
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT", raising=False)
+    with pytest.raises(AirflowNotFoundException):
+        asyncio.run(read_settings("qarnot_default"))
+    connection = {"conn_type": "qarnot", "host": "https://a.example", "password": "secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps(connection))
+    settings = asyncio.run(read_settings("qarnot_default"))
+    monkeypatch.delenv("AIRFLOW_CONN_QARNOT_DEFAULT")
+    assert asyncio.run(read_settings("qarnot_default")) == settings
+    monkeypatch.setenv("AIRFLOW_CONN_QARNOT_DEFAULT", json.dumps({**connection, "host": "https://b.example"}))
+    assert asyncio.run(read_settings("qarnot_default")) != settings
 
 
 def test_a_call_that_hangs_delays_a_cancellation_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,18 +16,12 @@ import pytest
 
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import TaskSpec
-from airflow_qarnot_pool.exceptions import (
-    QarnotCredentialsError,
-    QarnotDeletedError,
-    QarnotInvalidSpecError,
-    QarnotRefusedError,
-)
+from airflow_qarnot_pool.exceptions import QarnotCredentialsError, QarnotDeletedError, QarnotRefusedError
 from airflow_qarnot_pool.local import LocalQarnot
 from airflow_qarnot_pool.ownership.identity import namespace_tag
 from airflow_qarnot_pool.triggers import poller
-from airflow_qarnot_pool.triggers.poller import Poller, subscribe
+from airflow_qarnot_pool.triggers.poller import subscribe
 from airflow_qarnot_pool.triggers.task import QarnotTaskTrigger
-from airflow_qarnot_pool.version_compat import AirflowNotFoundException
 from airflow_qarnot_pool.waiting import intervals
 from airflow_qarnot_pool.waiting.conditions import Condition
 
@@ -762,26 +756,3 @@ def test_pools_and_tasks_sensors_and_operators_share(
             return kinds
 
     assert asyncio.run(count()) == {"task": 2, "pool": 1}
-
-
-def test_a_secrets_backend_that_is_away_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow reports it as a connection that is not found."""
-
-    async def gone(conn_id: str) -> Any:
-        raise AirflowNotFoundException(f"The conn_id {conn_id!r} isn't defined")
-
-    async def case() -> None:
-        known = Poller("qarnot_default", "task")
-        settings: Any = object()
-        known._settings = settings
-        await known._refresh_credentials()
-        assert known._settings is settings
-        unknown = Poller("qarnot_default", "task")
-        with pytest.raises(QarnotInvalidSpecError, match="There is no connection 'qarnot_default'"):
-            await unknown._refresh_credentials()
-        for each in (known, unknown):
-            each.stop_if_idle()
-        await asyncio.sleep(0)
-
-    monkeypatch.setattr(poller, "read_settings", gone)
-    asyncio.run(case())
