@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -550,7 +550,7 @@ class QarnotCreatePoolOperator(PoolOperator):
         return trigger, "warm_up_with_room"
 
     def _warm_up_on(self) -> Callable[[str], TaskInstanceIdentity] | None:
-        if not (self._warms_up and self.wait_for_completion):
+        if not (self.shared and self._warms_up and self.wait_for_completion):
             return None
         return lambda pool: self._warm_up.identity(pool, self._awaited())
 
@@ -613,7 +613,8 @@ class QarnotCreatePoolOperator(PoolOperator):
         self.log.warning("Pool %s did not become ready on its rung: %s", outcome.uuid, outcome.message)
         end(self.client.pools, outcome.uuid)
         if warm_up := outcome.resume_state.get("warm_up"):
-            end(self.client.tasks, warm_up)
+            with suppress(QarnotError):  # it costs nothing there, and the reaper finds it
+                end(self.client.tasks, warm_up)
         failed = {outcome.uuid: self.client.pools.find(outcome.uuid)}
         return self._open(context, _stored_deadline(outcome.resume_state), failed=failed)
 

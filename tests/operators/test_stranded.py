@@ -15,6 +15,7 @@ import pytest
 from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.exceptions import (
+    QarnotError,
     QarnotPoolEndedError,
     QarnotStateUnreachableError,
     QarnotTaskFailedError,
@@ -27,8 +28,8 @@ from airflow_qarnot_pool.sensors.task import QarnotTaskSensor
 from airflow_qarnot_pool.triggers import pool_end
 from airflow_qarnot_pool.waiting import polling
 from airflow_qarnot_pool.waiting.polling import KillFlag
-from tests.crash.children import eventually
-from tests.harness import FakeTI, context_of, defer, fire_many, resume, run
+from tests.crash.children import eventually, made_for
+from tests.harness import FakeTI, again, airflow_says, context_of, defer, fire_many, resume, run
 from tests.operators.conftest import WAITS, connect
 
 MODES = pytest.mark.parametrize("deferrable", [True, False], ids=["deferred", "on the worker"])
@@ -247,3 +248,62 @@ def test_a_deferred_wait_whose_qarnot_task_ran_after_all_goes_on(
     resumed = make()
     assert resume(make, deferred, {**context, "task": resumed})["state"] == "Success"
     client.pools.delete(pool)
+
+
+# --- warm-ups of pools that end before they are ready
+
+managed = partial(QarnotCreatePoolOperator, task_id="create", instance_count=1, keep_warm=60)
+
+
+def warm_ups(client: QarnotClient, run_id: str) -> list[str]:
+    """The states of the warm-ups of a run, the oldest first."""
+    return [one.state for one in made_for(client.tasks, run_id) if "(warm-up)" in one.name]
+
+
+@pytest.fixture
+def without_nodes(qarnot: LocalQarnot) -> Iterator[None]:
+    qarnot.withhold_nodes(True)
+    yield
+    qarnot.withhold_nodes(False)
+
+
+@WAITS
+def test_the_warm_up_of_a_pool_that_is_not_ready_in_time_ends_with_it(
+    without_nodes: None, client: QarnotClient, run_id: str, deferrable: bool
+) -> None:
+    with pytest.raises(QarnotError):
+        run(
+            partial(managed, wait_timeout=0.3, deferrable=deferrable), FakeTI(run_id=run_id, task_id="create")
+        )
+    assert warm_ups(client, run_id) == ["Cancelled"]
+
+
+def test_the_warm_up_of_a_deferred_setup_that_is_marked_failed_ends_with_its_pool(
+    without_nodes: None, client: QarnotClient, run_id: str
+) -> None:
+    deferred, _ = defer(managed, FakeTI(run_id=run_id, task_id="create"))
+    with airflow_says("failed"):
+        asyncio.run(again(deferred.trigger).on_kill())
+    assert warm_ups(client, run_id) == ["Cancelled"]
+
+
+def test_the_warm_up_of_a_rung_ends_with_its_pool(
+    without_nodes: None,
+    qarnot: LocalQarnot,
+    client: QarnotClient,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    open_next = QarnotCreatePoolOperator._open_next
+
+    def open_next_with_nodes(*args: Any) -> str:
+        qarnot.withhold_nodes(False)
+        return open_next(*args)
+
+    monkeypatch.setattr(QarnotCreatePoolOperator, "_open_next", open_next_with_nodes)
+    name = "airflow_qarnot_pool.operators.create_pool.share_of_wait"
+    monkeypatch.setattr(name, lambda deadline, rungs, now: now)
+    make = partial(managed, wait_timeout=60, pool_spec={"ladder": ["Flex", "OnDemand"]})
+    uuid = run(make, FakeTI(run_id=run_id, task_id="create"))
+    eventually(lambda: warm_ups(client, run_id) == ["Cancelled"] * 2)
+    client.pools.delete(uuid)

@@ -37,10 +37,9 @@ class RemoteWork:
     killed: KillFlag = field(default_factory=KillFlag)
     #: Shortnames of objects that this try may have created, while their uuid is not known.
     unseen: set[str] = field(default_factory=set)
-    #: Returns the identity of the warm-up on a pool. It ends with the pool, or when this try releases a shared one: a
-    #: service may keep it in the queue of a closed pool.
+    #: Returns the identity of the warm-up on a shared pool. The warm-up ends when this try releases the pool.
     warm_up_on: Callable[[str], TaskInstanceIdentity] | None = None
-    #: Its uuid, if this try knows it.
+    #: The warm-up on any other pool. It ends with the pool, because a service may keep it queued on a closed one.
     warm_up: str | None = None
     #: Whether a later try has the object. This process was suspended then, and has nothing to end any more.
     taken_over: bool = False
@@ -72,13 +71,9 @@ class RemoteWork:
         resource = client.pools if self.kind == "pool" else client.tasks
         if self.uuid is not None:
             end(resource, self.uuid, self._notes_later_try)
-            if self.warm_up_on is not None and not self.taken_over:
-                within = KILL_TIMEOUT - (time.monotonic() - started) if hurried else None
+            if self.warm_up is not None and not self.taken_over:
                 with suppress(QarnotError):  # it costs nothing there, and the reaper finds it
-                    if self.warm_up is not None:
-                        end(client.tasks, self.warm_up, self._notes_later_try)
-                    else:
-                        end_lineage(client.tasks, self.warm_up_on(self.uuid), within)
+                    end(client.tasks, self.warm_up, self._notes_later_try)
         else:
             within = remaining if hurried else None
             self.taken_over = end_lineages(resource, self.identity, within=within) is None
