@@ -196,8 +196,9 @@ class ReapReport:
         """Return the report as JSON.
 
         ``{namespace, dry_run, closed, deleted, kept, aborted, tidied, pools: [entry], tasks: [entry],
-        failures: [text]}``. ``kept`` counts pools. ``tidied`` counts finished objects that were deleted because a
-        quota was almost full. In a dry run, the other counts are of the actions that would be taken.
+        failures: [text]}``. ``kept`` counts pools, and ``pools`` has those that had not ended. ``tidied`` counts
+        finished objects that were deleted because a quota was almost full. In a dry run, the other counts are of the
+        actions that would be taken.
         """
         entries = [*self.entries, *self.tasks]
         counts = {
@@ -213,7 +214,8 @@ class ReapReport:
             "namespace": self.namespace,
             "dry_run": self.dry_run,
             **counts,
-            "pools": [asdict(entry) for entry in self.entries],
+            # Qarnot keeps ended pools for days, and each run of the reaper stores its report.
+            "pools": [asdict(entry) for entry in self.entries if entry.reason != HAS_ENDED],
             "tasks": [asdict(entry) for entry in self.tasks],
             "tidied": self.tidied,
             "failures": self.failures,

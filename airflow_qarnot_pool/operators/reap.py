@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_qarnot_pool.api.errors import shortened
 from airflow_qarnot_pool.environments.specification import DEFAULT_BUCKET
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.operators.bases.base import QarnotOperator
@@ -15,6 +16,8 @@ from airflow_qarnot_pool.parameters.validation import Duration, as_duration
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+#: Maximum characters of the reasons of all failures.
+MAX_REASONS = 10_000
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -113,7 +116,7 @@ class QarnotReapOperator(QarnotOperator):
         from airflow_qarnot_pool.maintenance.reaper import ReapLimits, reap
 
         settings = self.hook.settings
-        report = reap(
+        found = reap(
             self.client,
             settings.namespace if settings.namespace_is_explicit else None,
             dag_run_state,
@@ -123,8 +126,8 @@ class QarnotReapOperator(QarnotOperator):
                 delete_finished_after=self._duration("delete_finished_after"),
             ),
             dry_run=self._reports_only(),
-        ).to_json()
-        report["environments"] = []
+        )
+        report: dict[str, Any] = {**found.to_json(), "environments": []}
         try:
             report["environments"] = reap_environments(
                 settings, self.environment_bucket, self._environments_age(), dry_run=self._reports_only()
@@ -133,7 +136,7 @@ class QarnotReapOperator(QarnotOperator):
             report["failures"].append(str(error))
         self.log.info(
             "Checked %s pools and %s Qarnot tasks, %s closed, %s deleted, %s aborted, %s environments deleted%s",
-            len(report["pools"]),
+            len(found.entries),
             len(report["tasks"]),
             report["closed"],
             report["deleted"],
@@ -142,8 +145,8 @@ class QarnotReapOperator(QarnotOperator):
             " (dry run: nothing was done)" if report["dry_run"] else "",
         )
         if report["failures"]:
+            reasons = shortened("\n".join(report["failures"]), MAX_REASONS)
             raise QarnotError(
-                f"{len(report['failures'])} pools, tasks or buckets could not be checked or cleaned up:\n"
-                + "\n".join(report["failures"])
+                f"{len(report['failures'])} pools, tasks or buckets could not be checked or cleaned up:\n{reasons}"
             )
         return report

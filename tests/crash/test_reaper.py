@@ -23,6 +23,7 @@ from airflow_qarnot_pool.api.client import QarnotClient
 from airflow_qarnot_pool.api.specs import PoolSpec, TaskSpec
 from airflow_qarnot_pool.exceptions import QarnotError, QarnotInvalidSpecError
 from airflow_qarnot_pool.local import LocalQarnot
+from airflow_qarnot_pool.maintenance import reaper
 from airflow_qarnot_pool.maintenance.reaper import ReapLimits, ReapReport, reap
 from airflow_qarnot_pool.operators.pool import QarnotCreatePoolOperator
 from airflow_qarnot_pool.operators.reap import QarnotReapOperator
@@ -300,12 +301,31 @@ def test_one_that_cannot_be_closed_does_not_spare_the_others(
         operator.execute(context_of(operator))
 
 
+def test_the_stored_report_counts_ended_pools_and_lists_none(client: QarnotClient, namespace: str) -> None:
+    ended, opened = made("over"), made("open")
+    client.pools.close(ended)
+    eventually(lambda: client.pools.get(ended).state == "Closed")
+    report = reap(client, namespace, lambda dag_id, run_id: "running", LIMITS).to_json()
+    assert [entry["uuid"] for entry in report["pools"]] == [opened]
+    assert report["kept"] == 2
+
+
+@pytest.mark.usefixtures("namespace")
+def test_the_error_about_many_failures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = ReapReport(namespace="test", dry_run=False, failures=["refused, because of a reason"] * 10_000)
+    monkeypatch.setattr(reaper, "reap", lambda *args, **options: report)
+    operator = without_grace()
+    with pytest.raises(QarnotError, match="10000 pools, tasks or buckets") as error:
+        operator.execute(context_of(operator))
+    assert len(str(error.value)) < 11_000
+
+
 def test_finished_pools_are_deleted_past_their_time(client: QarnotClient, namespace: str) -> None:
     pool = made("over")
     client.pools.close(pool)
     eventually(lambda: client.pools.get(pool).state == "Closed")
     kept = reap(client, namespace, lambda *_: "success", LIMITS, now=later(7 * 24))
-    assert by_uuid(kept)[pool]["action"] == "keep"
+    assert {entry.uuid: entry.action for entry in kept.entries}[pool] == "keep"
     gone = reap(client, namespace, lambda *_: "success", LIMITS, now=later(9 * 24))
     assert (by_uuid(gone)[pool]["action"], gone.to_json()["deleted"]) == ("delete", 1)
     assert client.pools.find(pool) is None
