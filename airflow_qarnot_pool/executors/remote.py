@@ -504,7 +504,7 @@ class RemoteTasks:
         ended, error = await self._connection.send(partial(end_each, client, list(ending)))
         for uuid, is_accepted in ended.items():
             if is_accepted:
-                ending[uuid].has_sent_abort, ending[uuid].aborted_at = True, time.monotonic()
+                ending[uuid].aborted_at = time.monotonic()
             elif ending[uuid].refuse():
                 # A sweep finds it if it runs.
                 self._remove(ending[uuid])

@@ -43,7 +43,6 @@ class Tracked:
     #: Whether it may exist on Qarnot without a known uuid.
     is_unclear: bool = False
     is_aborting: bool = False
-    has_sent_abort: bool = False
     #: When Qarnot has accepted its abort, on the clock of ``time.monotonic``.
     aborted_at: float = math.inf
     #: The Qarnot task that was seen to fail.
@@ -80,7 +79,7 @@ class Tracked:
     @property
     def is_to_abort(self) -> bool:
         """Whether its abort has yet to be sent."""
-        return self.is_aborting and not self.has_sent_abort
+        return self.is_aborting and self.aborted_at == math.inf
 
     @property
     def is_due(self) -> bool:
