@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.stack.world import World, wait
+from tests.stack.world import World
 
 ALONE = True
 ASSET = "stack_inbox"
@@ -58,7 +58,7 @@ def _frozen(world: World, triggerer: str, within: bool) -> Iterator[None]:
         return False
 
     try:
-        wait(world.airflow, world.database, freeze, f"{triggerer} to be at that point", interval=0.01)
+        world.wait(freeze, f"{triggerer} to be at that point", interval=0.01)
         yield
     finally:
         world.airflow.signal(triggerer, signal.SIGCONT)

@@ -313,9 +313,9 @@ class World:
         self._mine.runs = [*getattr(self._mine, "runs", []), run]
         return run
 
-    def wait(self, look: Callable[[], T], what: str) -> T:
+    def wait(self, look: Callable[[], T], what: str, *, interval: float = 0.3) -> T:
         """Wait for *look* to say something true, for as long as any run gets on."""
-        return wait(self.airflow, self.database, look, what)
+        return wait(self.airflow, self.database, look, what, interval)
 
     def stories(self) -> str:
         """The stories of all runs that this thread has started since it was told to forget."""
