@@ -349,13 +349,19 @@ def dies(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.usefixtures("defers_at_once")
 def test_boots_are_read_from_the_record_of_earlier_pools(qarnot: LocalQarnot, nights: Nights) -> None:
+    def states(pool: Any) -> list[str]:
+        return [one.state for one in nights.client.pools.tasks(pool.uuid)]
+
     for run_id in ("first", "second"):
         opener = nights.slices("nodes.open_pool", run_id)
         qarnot.withhold_nodes(True)
         waiting = opener.defer("execute")
         qarnot.advance_clock(5)  # the times of the service are whole seconds
         qarnot.withhold_nodes(False)
+        (pool,) = nights.live()
+        eventually(lambda pool=pool: states(pool) == ["FullyExecuting"], say="the warm-up runs")
         opener.resume(waiting.method_name, fire(waiting))
+        eventually(lambda pool=pool: states(pool) == ["Cancelled"], say="the warm-up has ended")
         nights.slices("nodes.close_pool", run_id).execute()
     boots = read_boots(nights.client, life_of(shared=nights.name), f"{nights.name} (warm-up)")
     assert len(boots) == 2
